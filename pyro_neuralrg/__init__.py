@@ -32,6 +32,7 @@ from pyro_neuralrg.transforms import (
 )
 
 __version__ = "0.1.0"
+"""Version of the package."""
 
 __all__ = [
     "HMC",

@@ -47,11 +47,11 @@ class StandardNormal:
         return torch.randn(tuple(shape), **options)
 
     def from_normal(self, u: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
-        """Map standard normals u to draws z of the base; return z and ln |det dz/du|."""
+        """Map standard normals u to draws z of the base; return z and ``ln |det dz/du|``."""
         return u, u.new_zeros(u.shape[: u.dim() - event_dim])
 
     def to_normal(self, z: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
-        """Undo :meth:`from_normal`, with the same ln |det dz/du|."""
+        """Undo :meth:`from_normal`, with the same ``ln |det dz/du|``."""
         return z, z.new_zeros(z.shape[: z.dim() - event_dim])
 
     @property
@@ -257,7 +257,7 @@ class FromNormal(Transform):
         return self.base.to_normal(y, self.domain.event_dim)[0]
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """ln |det dz/du|, from the two densities."""
+        """``ln |det dz/du|``, from the two densities."""
         event_dim = self.domain.event_dim
         return NORMAL.log_prob(x, event_dim) - self.base.log_prob(y, event_dim)
 

@@ -45,7 +45,7 @@ class Response:
 
     @property
     def nonlinearity(self) -> Tensor:
-        """The share of each variable's squared response that varies: 0 if linear; shape (n,)."""
+        """The share of each variable's squared response that varies, 0 if linear; shape (n,)."""
         varying = self.spread.square().flatten(1).sum(1)
         return varying / (varying + self.mean.square().flatten(1).sum(1))
 

@@ -71,7 +71,7 @@ class Operator:
 
     @property
     def parity(self) -> str:
-        """The sign under reflection of the field: "even" or "odd"."""
+        """The sign under reflection of the field, "even" or "odd"."""
         return PARITIES[self.degree % 2]
 
     @property

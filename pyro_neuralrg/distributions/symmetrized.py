@@ -188,8 +188,8 @@ class SymmetrizedFlow(FieldDistribution):
     .. math:: q(x) = \frac{1}{|G|} \sum_{g \in G} q_0(g^{-1} x), \qquad q(gx) = q(x)
 
     A sample is ``x = g flow(z)`` with g uniform in G: reparameterised gradients are unbiased. With
-    its density it costs one forward and |G| - 1 inverse passes, as ``log_prob`` of a fresh sample
-    goes through its z.
+    its density it costs one forward and ``|G| - 1`` inverse passes, as ``log_prob`` of a fresh
+    sample goes through its z.
 
     Args:
         flow: a TransformModule on lattice fields.
@@ -252,7 +252,7 @@ class SymmetrizedFlow(FieldDistribution):
         return x
 
     def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-        """Draw fields and return them with ln q, at the cost of |G| passes in all."""
+        """Draw fields and return them with ln q, at the cost of ``|G|`` passes in all."""
         x = self.rsample(sample_shape)
         return x, self.log_prob(x)
 

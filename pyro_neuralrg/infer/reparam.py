@@ -81,7 +81,7 @@ class FlowReparam(Reparam):
 
     @contextmanager
     def image(self, name: str, image: tuple[Tensor, Tensor]) -> Iterator[None]:
-        """A context in which the flow's field and ln |det| at a site's latent are known already."""
+        """A context in which the flow's field and ``ln |det|`` at a site's latent are known."""
         self._images[name] = image
         try:
             yield

@@ -22,8 +22,14 @@ Points: TypeAlias = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.
 
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 COLOURS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00")
+"""Colours of curves, of Okabe and Ito (2008)."""
+
 STYLES = ("-", "--", "-.", ":", "-")
+"""Their line styles, in the same order."""
+
 MARKERS = ("o", "s", "^", "D", "v")
+"""Their markers, in the same order."""
+
 SIGNED = "cividis"  # lightness grows from end to end: the sign survives in grey
 NOTEBOOK_DOTS_PER_INCH = 80
 LETTERS_PER_INCH = 12  # of small bold type, rather too few

@@ -217,7 +217,7 @@ class RingPolymer(LatticePotential):
         return self.exact.mean(self._virial_at(self.exact.x))
 
     def mean_square(self) -> float:
-        """Exact <|x|^2> of a bead."""
+        """Exact ``<|x|^2>`` of a bead."""
         return self.exact.mean(self.exact.x**2)
 
     def correlation_function(self) -> FloatArray:

@@ -41,7 +41,7 @@ def integrated_autocorrelation_time(values: Any) -> AutocorrelationTime:
     The autocovariances are pooled over chains, about the mean of all n draws, so that chains that
     disagree give a long time, and corrected for that mean's own variance. W is the first lag at
     which the neglected tail, about exp(-W / S tau), is smaller than the error of what is summed,
-    with |rho| for Wolff's rho, as correlations may alternate in sign. The error is Bartlett's,
+    with ``|rho|`` for Wolff's rho, as correlations may alternate in sign. The error is Bartlett's,
     too small where the window is not short against the chains. Also ``tau_int``. O(n log n).
 
     Args:

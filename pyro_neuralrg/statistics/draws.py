@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+"""A NumPy array of double precision."""
 
 MIN_DRAWS = 4
 """ArviZ splits chains and needs two draws of each half; a window of lags needs as many."""

@@ -111,7 +111,7 @@ class LogWeights:
 
     @cached_property
     def pareto_k(self) -> float:
-        """Pareto k-hat: shape of a generalised Pareto tail fitted to the weights (PSIS).
+        """Pareto k-hat, the shape of a generalised Pareto tail fitted to the weights (PSIS).
 
         The weights have finite moments up to order 1 / k: above 0.5 their variance is infinite,
         above 0.7 neither a mean of so many weights nor its error bar can be trusted. Infinity if a

@@ -154,7 +154,7 @@ class LatticeTransform(TransformModule):
         return unpack(z, batch_shape), ladj.reshape(batch_shape)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """ln |det dy/dx| for ``y = self(x)``, of batch shape (torch's names: x in, y out)."""
+        """``ln |det dy/dx|`` for ``y = self(x)``, of batch shape (torch's names: x in, y out)."""
         known = self._pair
         if known and known.z is x and known.x is y and known.state == state_of(self, x, y):
             return known.ladj

@@ -138,6 +138,7 @@ class LayerFactory:
 
 
 BIJECTORS: dict[str, type[Any]] = {RealNVP.name: RealNVP, Neighbour.name: Neighbour}
+"""Bijectors by the names that ``hierarchical_flow`` accepts."""
 
 
 def as_bijector(bijector: Any) -> Bijector:

@@ -132,7 +132,7 @@ class HierarchicalFlow(LatticeTransform):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the field: the lattice's, and of a vector field its components."""
+        """The shape of the field, of the lattice and the components of a vector field."""
         return self.circuit.field_shape
 
     def __repr__(self) -> str:
