@@ -174,7 +174,9 @@ def anneal(
         run = AnnealingRun(tempered, settings, generator)
         run.go(given, lambda: bar.step(run.figures, done=int(100 * run.beta)))
         found = run.result()
-    LogWeights(found.log_weights, copies=any(found.resampled)).warn_if_poor("annealed")
+    LogWeights(found.log_weights, copies=any(found.resampled)).warn_if_poor(
+        "annealed", "train longer, or give more num_particles or num_steps"
+    )
     return found
 
 

@@ -125,18 +125,23 @@ def num_plate_dims(sites: Iterable[Any]) -> int:
     return max((-frame.dim for frame in frames if frame.vectorized), default=0)
 
 
-def check_no_subsampling(trace: Any) -> None:
-    """Refuse subsampled plates: each step of a chain would see other data."""
-    plates = [
+def subsampled_plates(trace: Any) -> str:
+    """Names of the subsampled plates with their sizes; empty if there are none."""
+    return ", ".join(
         f"{name!r} ({site['fn'].subsample_size} of {site['fn'].size})"
         for name, site in trace.nodes.items()
         if site["type"] == "sample"
         and site_is_subsample(site)
         and site["fn"].subsample_size not in (None, site["fn"].size)
-    ]
+    )
+
+
+def check_no_subsampling(trace: Any) -> None:
+    """Refuse subsampled plates: each step of a chain would see other data."""
+    plates = subsampled_plates(trace)
     if plates:
         raise ValueError(
-            f"model has subsampled plates {', '.join(plates)}; accepted: plates of all data "
+            f"model has subsampled plates {plates}; accepted: plates of all data "
             "(without subsample_size), since every step of a chain needs one and the same density "
             "(SVI takes subsamples)"
         )

@@ -30,9 +30,15 @@ def check_fits(asked: str, size: float, device: torch.device, otherwise: str = "
     there = available_memory(device)
     if size > there:
         raise MemoryLimitError(
-            f"{asked}: that takes {size / 1e9:,.3g} GB of memory; accepted: what fits into the "
-            f"{there / 1e9:,.3g} GB available here{otherwise}"
+            f"{asked}: that takes {_gigabytes(size)} of memory; accepted: what fits into the "
+            f"{_gigabytes(there)} available here{otherwise}"
         )
+
+
+def _gigabytes(size: float) -> str:
+    """Bytes to three digits, without an exponent."""
+    number = size / 1e9
+    return f"{number:,.0f} GB" if number >= 100 else f"{number:.3g} GB"
 
 
 def kept_bytes(size: float, processes: int) -> float:

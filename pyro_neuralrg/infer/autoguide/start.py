@@ -26,7 +26,7 @@ from pyro_neuralrg.infer.autoguide.gaussians import (
 from pyro_neuralrg.infer.autoguide.sites import LatentOrder
 from pyro_neuralrg.infer.log_joint import UnconstrainedModel
 from pyro_neuralrg.infer.model_sites import latent_sites
-from pyro_neuralrg.infer.pyro_internals import check_no_subsampling
+from pyro_neuralrg.infer.pyro_internals import subsampled_plates
 from pyro_neuralrg.runtime.console import warn_user
 
 INIT_SCALE = 0.1
@@ -88,7 +88,10 @@ def posterior_start(
         reason = f"{type(error).__name__}: {error}"
     width = INIT_SCALE if init_scale is None else init_scale
     if found is None and (init_scale is None or place != "init_loc_fn"):
-        warn_user(f"the guide begins at {place} with standard deviations of {width}: {reason}")
+        warn_user(
+            f"the guide begins at {place} with standard deviations of {width} (init_scale= sets "
+            f"them): {reason}"
+        )
     return found or GaussianStart(mean, torch.full_like(mean, width))
 
 
@@ -167,11 +170,9 @@ def model_density(program: Callable[[], Any], trace: Any, order: Tensor) -> Dens
     Points are evaluated together by vmap, or one by one if that does not take the model. Data that
     are subsampled are those of one run. A ValueError says if the density is random.
     """
-    subsampled = ""
-    try:
-        check_no_subsampling(trace)
-    except ValueError as error:
-        subsampled = str(error)
+    subsampled = subsampled_plates(trace)
+    if subsampled:
+        subsampled = f"data are subsampled ({subsampled}), so that each step sees another posterior"
     nodes = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
     parts = {name: site["value"] for name, site in nodes.items() if site_is_subsample(site)}
     numbers = sum(torch.as_tensor(site["value"]).numel() for site in nodes.values())
