@@ -98,7 +98,7 @@ class StagingMetropolis(Kernel):
             seen = a_kind(potential if target.flow is None else target)
             raise TypeError(f"target is {seen}; accepted: a RingPolymer in physical space")
         if potential.twisted:
-            raise ValueError("target is a twisted ring; accepted: one that closes by x_P = x_0")
+            raise ValueError("target is twisted; accepted: a ring with twisted=False")
         most = potential.ring.beads - 1
         if most < 1:
             raise ValueError("target is a ring of one bead; accepted: of two or more")

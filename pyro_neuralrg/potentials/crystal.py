@@ -72,7 +72,6 @@ class LennardJonesCrystal(LatticePotential):
         atoms: N.
         dimensions: d.
         volume: of the box.
-        sites: where the atoms stand at x = 0, float64 of shape ``shape``.
 
     Raises:
         ValueError: also if the crystal is not stable, having modes without a restoring force.
@@ -134,8 +133,14 @@ class LennardJonesCrystal(LatticePotential):
         components = len(sites) * self.dimensions
         super().__init__(sides, spectrum=spectrum, components=components)
         corners = np.moveaxis(np.indices(sides), 0, -1) @ lattice
-        self.sites = torch.from_numpy((corners[..., None, :] + basis).reshape(self.shape))
+        places = (corners[..., None, :] + basis).reshape(self.shape)
+        self._register("sites", torch.from_numpy(places))
         self._register("vectors", torch.from_numpy(vectors))
+
+    @property
+    def sites(self) -> Tensor:
+        """Where the atoms stand at x = 0, float64 of shape ``shape``."""
+        return self._constants["sites"][torch.float64]
 
     def linearised(self, below: float = 0.8) -> LennardJonesCrystal:
         """The same crystal whose v is a line below this distance, to be trained with.

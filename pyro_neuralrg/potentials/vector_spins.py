@@ -116,10 +116,9 @@ class Rotor(SpinSpace):
         along = np.where(r[..., None] > SMALLEST_LENGTH, x / r[..., None], [0.0, 0.0, 1.0])
         across = _directions(rng, x.shape)
         across -= (across * along).sum(-1, keepdims=True) * along
-        across *= (np.sqrt(np.maximum(0.0, 1 - height**2)) / np.linalg.norm(across, axis=-1))[
-            ..., None
-        ]
-        return np.asarray(height[..., None] * along + across)
+        across /= np.linalg.norm(across, axis=-1, keepdims=True)
+        width = np.sqrt(np.maximum(0.0, 1 - height**2))
+        return np.asarray(height[..., None] * along + width[..., None] * across)
 
     def mirrors(self, rng: np.random.Generator, number: int) -> FloatArray:
         return _directions(rng, (number, self.components))
@@ -163,8 +162,8 @@ class Clock(SpinSpace):
         return np.asarray(vectors[(weights + rng.gumbel(size=weights.shape)).argmax(-1)])
 
     def mirrors(self, rng: np.random.Generator, number: int) -> FloatArray:
-        axes = math.pi / self.states * rng.integers(self.states, size=number)  # left where they are
-        return _in_plane(axes + 0.5 * math.pi)
+        mirrors = math.pi / self.states * rng.integers(self.states, size=number)
+        return _in_plane(mirrors + 0.5 * math.pi)
 
 
 def _in_plane(angles: Any) -> FloatArray:

@@ -12,7 +12,7 @@ couplings of each scale (``analysis.running_couplings``) with the share they exp
 gives the flows the Gaussian layer, under which the fields are nearly white. Scales that are trained
 apart differ by what the loss does not see; with ``--tied`` they share their weights first, and only
 what the temperature asks for moves them apart. With several ``--seeds`` a distance is the mean over
-trainings, its error from their scatter.
+trainings, its error from their scatter, and the couplings and the figure are those of the last.
 
 ``--shared`` trains one set of weights for all scales (Li & Wang 2018, note [53]) from 8 x 8 up by
 growth and prints the gap after each training, and that of the last weights on each lattice.

@@ -132,13 +132,18 @@ def gradients_needed(
     return (needed if error < BOUND else math.inf), error
 
 
+def critical(side: int) -> Phi4:
+    """The target on a square."""
+    return Phi4.from_mass((side, side), m2=-4.0, g=6 * 4.25 * (1 + 4 / side))
+
+
 def trained(target: Phi4, options: Any) -> HierarchicalFlow:
     """A flow of the target, grown from that of a file where one is given."""
     torch.manual_seed(options.seed)
     schedule = None if options.flow is None else Schedule(cooling=None)
     flow = target.flow(dtype=torch.float32) if options.flow is None else load(options.flow).flow
-    while flow.shape != target.shape:
-        flow = flow.grow(target.spectrum)
+    while flow.shape[0] < target.shape[0]:
+        flow = flow.grow(critical(2 * flow.shape[0]).spectrum)
     training = {"seed": options.seed, "progress": False, "schedule": schedule}
     result = fit(target, flow, steps=options.latent, **training)
     ess = estimate(target, flow, WEIGHTS, FIELDS_AT_ONCE).ess
@@ -165,9 +170,11 @@ def main() -> None:
         seed=0,
         threads=1,
     )
+    if options.flow and not options.latent:
+        raise SystemExit("--flow needs --latent STEPS")
     torch.set_default_dtype(torch.float64)
     for side in options.side:
-        target = Phi4.from_mass((side, side), m2=-4.0, g=6 * 4.25 * (1 + 4 / side))
+        target = critical(side)
         mean, variance = reference(target, options.reference, options.seed)
         heads = dict.fromkeys(["cold", "warm", "tuning"], "9.0f")
         heads |= {"last error": "12.5f", "step size": "11.3f", "length": "9.3f", "CPU s": "9.1f"}

@@ -13,7 +13,7 @@ import torch
 from scipy import special
 
 from pyro_neuralrg.free_energy import estimate, expectations
-from pyro_neuralrg.potentials import Clock, Rotor, SpinSpace, VectorSpinDual
+from pyro_neuralrg.potentials import Clock, Rotor, SpinSpace, VectorSpinDual, vector_spins
 from pyro_neuralrg.potentials.cluster import lattice_bonds
 
 
@@ -126,7 +126,7 @@ def test_clusters_draw_clocks(states: int) -> None:
     spins = np.stack([np.cos(angles), np.sin(angles)], -1)
     factors = (spins.mean(1) ** 2).sum(-1)
     exact = [float(weights @ bonds), float(weights @ factors), float(weights @ factors**2)]
-    drawn = target.reference_spins(4_000, seed=1)
+    drawn = target.reference_spins(2_000, seed=1)
     turns = torch.atan2(drawn[..., 1], drawn[..., 0]) * states / (2 * math.pi)
     torch.testing.assert_close(turns, turns.round(), rtol=0.0, atol=1e-9)  # states they are
     flat = drawn.reshape(len(drawn), 6, 2)
@@ -135,7 +135,21 @@ def test_clusters_draw_clocks(states: int) -> None:
     for values, value in zip(
         ((flat[:, left] * flat[:, right]).sum((-1, -2)), found, found**2), exact, strict=True
     ):
-        assert abs(float(values.mean()) - value) < 4 * float(values.std()) / math.sqrt(4_000)
+        assert abs(float(values.mean()) - value) < 4 * float(values.std()) / math.sqrt(2_000)
+
+
+def test_later_configurations_know_nothing_of_earlier_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ten chains of 60 configurations: Potts at Tc, where clusters move slowest."""
+    monkeypatch.setattr(vector_spins, "SITES_AT_ONCE", 640)
+    target = VectorSpinDual.potts((8, 8), 1 / math.log(1 + math.sqrt(3)))
+    s = target.reference_spins(596, seed=3)
+    assert s.shape == (596, 8, 8, 2)
+    factors = s.mean((1, 2)).square().sum(-1)[:590].view(59, 10)  # by rounds and chains
+    off = factors - factors.mean()
+    correlation = float((off[1:] * off[:-1]).mean() / off.square().mean())
+    assert abs(correlation) < 4 / math.sqrt(580)
 
 
 @pytest.mark.parametrize("coupling", [1.0, -1.0])
@@ -146,11 +160,11 @@ def test_clusters_draw_rotors(coupling: float) -> None:
     for components, slope in slopes.items():
         options: Any = {"coupling": coupling, "boundary": "open"}
         target = VectorSpinDual((4,), Rotor(components), 0.7, **options)
-        s = target.reference_spins(4_000, seed=2)
-        torch.testing.assert_close(s.square().sum(-1), torch.ones(4_000, 4).double())
+        s = target.reference_spins(2_000, seed=2)
+        torch.testing.assert_close(s.square().sum(-1), torch.ones(2_000, 4).double())
         for r in (1, 2, 3):
             products = (s[:, 0] * s[:, r]).sum(-1)
-            error = float(products.std()) / math.sqrt(4_000)
+            error = float(products.std()) / math.sqrt(2_000)
             assert abs(float(products.mean()) - slope**r) < 4 * error
 
 

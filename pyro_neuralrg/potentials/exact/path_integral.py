@@ -28,7 +28,7 @@ MIN_NODES = 80
 CONVERGED = 1e-11
 """Change of ln Z as the interval grows, and share of an angular momentum, that is no more."""
 LEAST_SHARE = 1e-8
-"""Trace of a twisted ring, as a share of that of the other, which its error has to be below."""
+"""Of the trace of a ring, that of the twisted one, a difference: less is rounding."""
 GROWTH = 1.3
 """Of the interval, and of the nodes within a width, from one solution to the next."""
 PROBES, WITHIN = np.logspace(-8.0, 8.0, 2000), 40.0
@@ -114,7 +114,10 @@ class PathIntegral:
             for (degeneracy, logs, _), parity in zip(self.sectors, self._parities, strict=True)
         ]
         if not sum(shares) > LEAST_SHARE:
-            raise ValueError("twisted is True, of levels too close to tell; accepted: False")
+            raise ValueError(
+                f"the trace of the twisted ring is below {LEAST_SHARE:g} of the other's, which is "
+                "rounding; accepted: a larger beta, or levels further apart"
+            )
         self._log_trace += math.log(sum(shares))
 
     def _solve(self, reach: float, density: float) -> None:
