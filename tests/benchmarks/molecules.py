@@ -11,7 +11,7 @@ the mean square, and the largest z of <x_0 x_k>, all in standard errors. ``--spl
 flow of the twisted ring as well, whose ln Z gives E1 - E0 of the double well: beside the exact one
 with its error, and in per cent of it. (A fit of <x_0 x_k> does not: at beta = 8 higher levels have
 a fifth of the weight, and fits of three and four levels to the exact values, sum rule included, are
-within 1e-5 of them with splittings up to 10 % off.)
+within 1e-4 of them with splittings up to 10 % off.)
 
 ``crystal``: triangular at density 1 and T = 1, fcc at 1.28 and 2: gap and Var(ln w) of the harmonic
 crystal and of the flow, both with the potential linear below 0.8; beta F / N by the flow, with the
