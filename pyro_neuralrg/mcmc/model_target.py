@@ -87,7 +87,8 @@ class ModelTarget(Target):
         self._kwargs: dict[str, Any] = {}
         self._vectorised = True
         self._transport: tuple[Any, ModelTarget, Tensor] | None = None
-        self._traced: Traced | None = None
+        self._traced: Traced[tuple[Tensor, Tensor]] | None = None
+        self._traced_energy: Traced[tuple[Tensor]] | None = None
 
     def setup(self, *args: Any, **kwargs: Any) -> ModelTarget:
         """Run the model a few times with its arguments to see its sites.
@@ -117,6 +118,7 @@ class ModelTarget(Target):
         has_flow = any(part.module for part in target._parts.values())
         if target._vectorised and not has_flow and not target._joint.discrete:
             target._traced = Traced(partial(energy_and_gradient, target._evaluate))
+            target._traced_energy = Traced(lambda positions: (target._evaluate(positions),))
         return target
 
     @property
@@ -196,9 +198,8 @@ class ModelTarget(Target):
                 "the model has not been set up; call target = target.setup(*args) first"
             )
         if self._transport is not None:
-            flow, behind, order = self._transport
-            u, ladj = forward_and_ladj(flow, positions, 1)
-            return behind._evaluate(u[..., order]) - ladj.double()
+            behind, x, ladj = self._behind(positions)
+            return behind._evaluate(x) - ladj.double()
         positions = positions.clone()  # for a model that works in place
         with pyro.validation_enabled(False):
             if self._vectorised:
@@ -207,7 +208,33 @@ class ModelTarget(Target):
             energies = [self._potential_fn(self.unpack(position)) for position in positions]
         return torch.stack(energies).double()
 
+    def _behind(self, positions: Tensor) -> tuple[ModelTarget, Tensor, Tensor]:
+        """The model behind the guide's flow, its positions, and ln |det| of the flow."""
+        assert self._transport is not None
+        flow, behind, order = self._transport
+        u, ladj = forward_and_ladj(flow, positions, 1)
+        return behind, u[..., order], ladj
+
+    def _energy_of(self, positions: Tensor) -> Tensor:
+        with torch.no_grad():
+            if self._transport is not None:
+                behind, x, ladj = self._behind(positions)
+                return behind._energy_of(x) - ladj.double()
+            if self._traced_energy is None:
+                return self._evaluate(positions)
+            return self._traced_energy(positions)[0]
+
     def _energy_and_grad_of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Behind a guide's flow by the chain rule, so that what is traced is the model alone."""
+        if self._transport is not None:
+            with torch.enable_grad():
+                leaf = positions.detach().requires_grad_()
+                behind, x, ladj = self._behind(leaf)
+                energy, slope = behind._energy_and_grad_of(x)
+                ends = [(x, slope), (ladj, -torch.ones_like(ladj))]
+                known, slopes = zip(*(end for end in ends if end[0].requires_grad), strict=True)
+                (gradient,) = torch.autograd.grad(known, leaf, slopes, materialize_grads=True)
+            return energy - ladj.detach().double(), gradient
         if self._traced is None:
             return super()._energy_and_grad_of(positions)
         return self._traced(positions)

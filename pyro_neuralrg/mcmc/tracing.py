@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
+Tensors = TypeVar("Tensors", bound=tuple[Tensor, ...])
 
 
-class Traced:
-    """Energy and gradient of a model, by the operations of one of its calls.
+class Traced(Generic[Tensors]):
+    """Energies of a model, or these and gradients, by the operations of one of its calls.
 
     A Pyro program of a few sites spends more of a call on its own Python, ``vmap`` and the graph of
     autograd than on numbers. After ``PATIENCE`` calls of one shape its operations are traced, which
@@ -25,13 +25,13 @@ class Traced:
 
     PATIENCE, TRIALS = 500, 3
 
-    def __init__(self, function: Gradient) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensors]) -> None:
         self.function = function
         self._shape: torch.Size | None = None
         self._calls, self._graph = 0, None
 
-    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies ``(chains,)`` and gradients of positions ``(chains, dim)``."""
+    def __call__(self, positions: Tensor) -> Tensors:
+        """The function of positions ``(chains, dim)``."""
         if positions.shape != self._shape:
             if self._graph is not None:
                 return self.function(positions)
@@ -48,7 +48,7 @@ class Traced:
         return found
 
 
-def _traced(function: Gradient, positions: Tensor) -> Any:
+def _traced(function: Callable[[Tensor], Any], positions: Tensor) -> Any:
     """The operations as a module; None where they cannot be traced."""
     from torch.fx.experimental.proxy_tensor import make_fx  # loads much that few runs need
 
@@ -63,7 +63,7 @@ def _traced(function: Gradient, positions: Tensor) -> Any:
     return graph
 
 
-def _same(graph: Any, positions: Tensor, found: tuple[Tensor, Tensor]) -> bool:
+def _same(graph: Any, positions: Tensor, found: tuple[Tensor, ...]) -> bool:
     try:
         with torch.no_grad():
             return all(map(torch.equal, graph(positions), found))

@@ -126,12 +126,19 @@ def choose(
     num_jumps = min(MAX_JUMPS, max(1, round(JUMPS_PER_TIME * jumps.time)))
     if num_chains is None:
         jumping = method == "independence"
-        time = max(1.0, jumps.time / num_jumps) if jumping else LOCAL_TIME
-        most = MAX_CHAINS if jumping else LOCAL_CHAINS
-        num_chains = max(MIN_CHAINS, min(most, int(num_draws / (TIMES_PER_CHAIN * time))))
-        num_chains = -(-num_chains // multiple) * multiple
+        time, most = jumps.time / num_jumps if jumping else LOCAL_TIME, MAX_CHAINS
+        num_chains = chains_for(num_draws, time, multiple, most if jumping else LOCAL_CHAINS)
     chains = check_integer("num_chains", num_chains, 1)
     warmup = (
         LOCAL_WARMUP if method == "cycle" else 1 + int(STEPS_TO_FORGET * jumps.time / num_jumps)
     )
     return Plan(method, reason, chains, -(-num_draws // chains), warmup, num_jumps)
+
+
+def chains_for(num_draws: int, time: float, multiple: int, most: int = LOCAL_CHAINS) -> int:
+    """Chains that share the draws, of this autocorrelation time, and stay long ones.
+
+    A multiple of ``multiple``.
+    """
+    number = max(MIN_CHAINS, min(most, int(num_draws / (TIMES_PER_CHAIN * max(1.0, time)))))
+    return -(-number // multiple) * multiple

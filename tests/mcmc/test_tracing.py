@@ -10,8 +10,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoDiagonalNormal
+from pyro.infer.reparam import NeuTraReparam
 from torch import Tensor
 
+from pyro_neuralrg import AutoHierarchicalFlow
 from pyro_neuralrg.mcmc import as_target
 from pyro_neuralrg.mcmc.target import energy_and_gradient
 from pyro_neuralrg.mcmc.tracing import Traced
@@ -45,6 +48,35 @@ def test_a_model_is_not_run_any_more_and_its_numbers_stay() -> None:
         positions = torch.randn(rows, target.dim)
         found = target.energy_and_grad(positions)
         assert all(map(torch.equal, found, plain.energy_and_grad(positions)))
+
+
+@pytest.mark.parametrize("kind", [AutoDiagonalNormal, AutoHierarchicalFlow])
+def test_behind_a_guide_the_model_alone_is_traced(kind: Any) -> None:
+    """The chain rule's gradient is that of the whole, before and after the model's trace."""
+    calls = []
+
+    def model() -> None:
+        calls.append(None)
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        x = pyro.sample(
+            "x", dist.Normal(0.0, scale[..., None]).expand([*scale.shape, 4]).to_event(1)
+        )
+        pyro.sample("y", dist.Poisson(x.exp()).to_event(1), obs=torch.arange(4.0))
+
+    guide = kind(model)
+    guide()
+    target = as_target(NeuTraReparam(guide).reparam(model)).setup()
+    for index in range(12):
+        positions = torch.randn(5, target.dim)
+        energy, gradient = energy_and_gradient(target._evaluate, positions)
+        before = len(calls)
+        found = target.energy_and_grad(positions)
+        assert (len(calls) > before) == (index < 3 + Traced.TRIALS)
+        torch.testing.assert_close(found[0], energy)
+        torch.testing.assert_close(found[1], gradient)
+        before = len(calls)
+        torch.testing.assert_close(target.energy(positions), energy)
+        assert (len(calls) > before) == (index < 3 + Traced.TRIALS)
 
 
 def branching(x: Tensor) -> Tensor:

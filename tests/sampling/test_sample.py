@@ -13,19 +13,15 @@ import torch
 from pyro.infer.autoguide import AutoDiagonalNormal
 
 from pyro_neuralrg import (
-    HMC,
     AutoHierarchicalFlow,
-    Cycle,
     FlowGuide,
     FreeField,
-    IndependenceMetropolis,
     Record,
     diagnose,
     sample,
 )
-from pyro_neuralrg.mcmc import as_target
 from pyro_neuralrg.sampling.choice import METHODS
-from pyro_neuralrg.sampling.draws import _repeated
+from pyro_neuralrg.sampling.draws import _repeats, _spread
 from tests.free_energy.solvable_model import DATA, at_the_mean, exact, model
 
 QUIET: dict[str, Any] = {"progress": False}
@@ -108,28 +104,41 @@ def test_what_is_refused(change: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("memory", "fraction", "expected"),
+    ("memory", "fraction", "k", "expected"),
     [
-        (0.0, 0.3, {1}),
-        (0.0, 0.08, {3}),
-        (11 / 13, 0.3, {3, 4, 5}),
-        (1.0, 0.3, {6}),
-        (0.0, 0.01, {6}),
+        (0.0, 0.3, 0.4, {1}),
+        (0.0, 0.08, 0.4, {3}),
+        (11 / 13, 0.3, 0.4, {3, 4, 5}),
+        (11 / 13, 0.3, 0.7, {6, 8, 10}),
+        (1.0, 0.3, 0.4, {6}),
+        (0.0, 0.01, 0.4, {6}),
+        (0.0, 0.01, 0.7, {6}),
     ],
 )
 def test_cycles_are_repeated_as_chains_need_to_forget(
-    memory: float, fraction: float, expected: set[int]
+    memory: float, fraction: float, k: float, expected: set[int]
 ) -> None:
     """Of an autocorrelation time of (1 + r) / (1 - r), or of chains that stand still."""
     noise = math.sqrt(1 - memory**2) * torch.randn(2000, 20, 3)
     steps = [torch.randn(20, 3)]
     for one in noise:
         steps.append(memory * steps[-1] + one)
-    kernel = Cycle(HMC(TARGET), IndependenceMetropolis(other_flow(), as_target(TARGET)))
-    trial: Any = SimpleNamespace(positions=torch.stack(steps, 1), kernel=kernel)
-    found: Any = _repeated(trial, fraction)
-    assert found.repeats in expected
-    assert list(found.members) == ["hmc", "jump"]
+    trial: Any = SimpleNamespace(positions=torch.stack(steps, 1))
+    weights: Any = SimpleNamespace(ess=fraction, pareto_k=k)
+    number, time = _repeats(trial, weights)
+    assert number in expected
+    if memory < 1:
+        assert time == pytest.approx((1 + memory) / (1 - memory), rel=0.25)
+
+
+def test_chains_start_far_apart_where_the_trial_was() -> None:
+    positions = torch.arange(3 * 100.0).view(3, 100, 1)
+    assert torch.equal(_spread(positions, 2), positions[:2, -1])
+    starts = _spread(positions, 8)
+    assert starts.shape == (8, 1)
+    assert torch.equal(starts[:3], positions[:, -1])
+    assert torch.equal(starts[3:6], positions[:, -1 - 33])
+    assert torch.equal(starts[6:], positions[:2, -1 - 66])
 
 
 def test_the_model_of_a_potential_and_undefined_energies() -> None:
