@@ -141,9 +141,40 @@ def test_entries_lie_on_the_lattice_row_by_row() -> None:
     torch.testing.assert_close(guide.get_posterior().log_prob(u), expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("lattice", [None, (6,)])
+def test_components_are_as_fields_of_their_own(lattice: tuple[int, ...] | None) -> None:
+    """The same parameters make the same density, entries in another order."""
+
+    def vectors() -> None:
+        normals("a", 2)
+        normals("x", 2, 3, 3)
+
+    def apart() -> None:
+        normals("a", 2)
+        for name in "xyz":
+            normals(name, 2, 3)
+
+    options = {"lattice": lattice, "init_scale": 0.3, **SMALL}
+    other = shaken(AutoHierarchicalFlow(apart, fields=["x", "y", "z"], **options))
+    guide = AutoHierarchicalFlow(vectors, components=3, **options)
+    assert (guide.fields, guide.shape) == (("x",), lattice or (2, 3))
+    guide.load_state_dict(other.state_dict())
+    u = torch.randn(4, 20)
+    parts = u[:, 2:].view(4, 3, 6).mT.flatten(1)
+    expected = other.get_posterior().log_prob(u)
+    found = guide.get_posterior().log_prob(torch.cat([u[:, :2], parts], 1))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert guide()["x"].shape == (2, 3, 3)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"components": 2}, r"components is 2; accepted: the last side of each .*no field named"),
+        ({"components": 7, "field": "noise"}, r"components is 7.*'noise'\] named.*'noise' \(7,\)"),
+        ({"components": 2, "fields": []}, "components is 2; accepted"),
+        ({"components": 0}, "components is 0; accepted"),
+        ({"components": 2, "lattice": (7,), "field": "noise"}, r"lattice is \(7,\), of 7 sites"),
         ({"lattice": (2, 3)}, r"lattice is \(2, 3\), of 6 sites; .*no field named"),
         ({"lattice": (2, 4), "field": "noise"}, r"lattice is \(2, 4\), of 8 .*'noise' \(7,\)"),
         ({"lattice": (2, 0)}, r"lattice is \(2, 0\); accepted: one to 3 integers"),

@@ -17,7 +17,7 @@ from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from pyro_neuralrg.arguments import check_number, check_type, copied, on_copies
+from pyro_neuralrg.arguments import check_integer, check_number, check_type, copied, on_copies
 from pyro_neuralrg.distributions.flow import FlowDistribution, base_distribution
 from pyro_neuralrg.infer.autoguide.sites import (
     check_support,
@@ -90,6 +90,8 @@ class AutoHierarchicalFlow(AutoContinuous):
         fields: names of several fields of one shape, instead of ``field``; [] for globals only.
         lattice: sides of the fields, where their sites have another shape: ``(20, 30)`` of a map
             that is one ``MultivariateNormal`` of 600 entries, row by row.
+        components: numbers at each site of the lattice, the last axis of each field: 3 of a field
+            of vectors of shape ``(8, 8, 3)``, which otherwise is one on a lattice of three sides.
         init_loc_fn: Pyro's initialisation of each site.
         init_scale: standard deviation at the start, in unconstrained space; None: that of the
             Gaussian nearest to the posterior.
@@ -133,6 +135,7 @@ class AutoHierarchicalFlow(AutoContinuous):
         *,
         fields: Sequence[str] | None = None,
         lattice: Sequence[int] | None = None,
+        components: int = 1,
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float | None = None,
         globals_flow: Callable[[int], TransformModule] | None = None,
@@ -153,7 +156,9 @@ class AutoHierarchicalFlow(AutoContinuous):
         self.transform: nn.Module | None = None
         # for the flow, until the model's sites are known
         sides = None if lattice is None else check_shape(lattice, "lattice")
-        self._wishes: Any = (_names(field, fields), sides), init_scale, globals_flow, options
+        components = check_integer("components", components, 1)
+        wanted = _names(field, fields), sides, components
+        self._wishes: Any = wanted, init_scale, globals_flow, options
         self._prior: Any = (model,)  # not a submodule, and without the initialisation
         if prototype_args or prototype_kwargs or _takes_nothing(model):
             self.initialize(*prototype_args, **(prototype_kwargs or {}))
@@ -277,7 +282,7 @@ class AutoHierarchicalFlow(AutoContinuous):
     def _build(self, args: Any, kwargs: Any, seen: Any) -> None:
         """Create the flow of the model's latents, ``seen`` in a trace."""
         trace, (wanted, init_scale, own_flow, given) = self.prototype_trace, self._wishes
-        latents = order_latents(trace, wanted[0], self._unconstrained_shapes, wanted[1])
+        latents = order_latents(trace, wanted[0], self._unconstrained_shapes, *wanted[1:])
         loc = self._init_loc()
         if not bool(loc.isfinite().all()):
             raise ValueError(
@@ -294,7 +299,7 @@ class AutoHierarchicalFlow(AutoContinuous):
             globals_flow = GlobalsFlow(loc.new_zeros(latents.globals_dim), own_flow)
         if latents.fields:
             like = loc.new_zeros(latents.shape)
-            field_flow = FieldFlow(like, len(latents.fields), latents.globals_dim, options)
+            field_flow = FieldFlow(like, latents.channels, latents.globals_dim, options)
             if start.log_modes is not None:
                 field_flow.frame.widen(start.log_modes.to(loc))
         self.transform = LatentFlow(latents.order, frame, globals_flow, field_flow)

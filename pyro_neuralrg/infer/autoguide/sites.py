@@ -22,8 +22,8 @@ class LatentOrder(NamedTuple):
     """The latents of a model as the flow has them: globals first, then the fields.
 
     ``order`` is the place of each in the model's order, with fields as the fastest index;
-    ``lattice`` is that of a field, ``shape`` of the flow of them all: several fields are a last
-    axis, or part of the third.
+    ``lattice`` is that of a field, ``shape`` of the flow of them all: ``channels``, the fields with
+    their components, are a last axis, or part of the third.
     """
 
     order: Tensor
@@ -31,6 +31,7 @@ class LatentOrder(NamedTuple):
     fields: tuple[str, ...]
     lattice: tuple[int, ...]
     shape: tuple[int, ...]
+    channels: int
 
 
 def site_shapes(trace: Any) -> dict[str, tuple[int, ...]]:
@@ -90,37 +91,52 @@ def order_latents(
     names: Sequence[str] | None,
     shapes: Mapping[str, Sequence[int]],
     lattice: tuple[int, ...] | None = None,
+    components: int = 1,
 ) -> LatentOrder:
     """Find the fields among the latent sites of a trace, and put them behind the globals.
 
     A field's lattice is all of its shape, plates and event alike, without leading plates of size
-    one, or the ``lattice`` given, on which its entries lie row by row. Without names: every site of
-    as many entries as that lattice, else of two or three sides longer than one, or where there is
+    one, or the ``lattice`` given, on which its entries lie row by row; of a field of several
+    components without its last side, which is they. Without names: every site of as many entries as
+    that lattice has numbers, else of two or three sides longer than one, or where there is
     none, the longest ones of one such side; none whose support ties numbers together, as a simplex
     does. ``shapes`` are unconstrained, in the model's order.
 
     A ValueError says if a named site is not a field, or fields do not fit together or a flow.
     """
-    fields, lattice = _find_fields(trace, names, lattice)
+    fields, lattice = _find_fields(trace, names, lattice, components)
     entries = entries_of_sites(shapes)
     of_globals = [place for name, place in entries.items() if name not in fields]
     order = torch.cat([*of_globals, torch.arange(0)])
     globals_dim = len(order)
     if not fields:
-        return LatentOrder(order, globals_dim, (), (), ())
-    of_fields = torch.stack([entries[name] for name in fields], 1)
-    shape = (*lattice, len(fields))
-    if len(fields) == 1 or len(lattice) == MAX_SIDES:  # no axis, or no room for one
-        shape = (*lattice[:-1], lattice[-1] * len(fields))
-    return LatentOrder(torch.cat([order, of_fields.flatten()]), globals_dim, fields, lattice, shape)
+        return LatentOrder(order, globals_dim, (), (), (), 0)
+    of_fields = torch.cat([entries[name].view(-1, components) for name in fields], 1)
+    channels = components * len(fields)
+    shape = (*lattice, channels)
+    if channels == 1 or len(lattice) == MAX_SIDES:  # no axis, or no room for one
+        shape = (*lattice[:-1], lattice[-1] * channels)
+    order = torch.cat([order, of_fields.flatten()])
+    return LatentOrder(order, globals_dim, fields, lattice, shape, channels)
 
 
 def _find_fields(
-    trace: Any, names: Sequence[str] | None, given: tuple[int, ...] | None
+    trace: Any, names: Sequence[str] | None, given: tuple[int, ...] | None, components: int
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Their names and the lattice that they share."""
     known = {name: _field_shape(site) for name, site in trace.iter_stochastic_nodes()}
-    number = math.prod(given or ())
+    number = math.prod(given or ()) * components
+    if components > 1 and given is None:
+        looked_at = known if names is None else names
+        fitting = [name for name in looked_at if known.get(name, ())[1:][-1:] == (components,)]
+        if not fitting or len(fitting) < len(names or ()):
+            raise ValueError(
+                f"components is {components}; accepted: the last side of each field, behind one to "
+                f"three of its lattice; {list(names or ()) or 'no field'} named; "
+                f"{format_sites(trace)}"
+            )
+        known |= {name: known[name][:-1] for name in fitting}
+        names = fitting
     fitting = [name for name, shape in known.items() if shape and math.prod(shape) == number]
     if names is None:
         names = _likely_fields(known) if given is None else fitting
@@ -135,8 +151,9 @@ def _find_fields(
     if given is not None:
         if not names or not set(names) <= set(fitting):
             raise ValueError(
-                f"lattice is {given}, of {math.prod(given)} sites; accepted: sides whose product "
-                "is the number of entries of each field, which lie on them row by row; "
+                f"lattice is {given}, of {math.prod(given)} sites; accepted: sides whose product, "
+                "times components, is the number of entries of each field, which lie on them row "
+                "by row; "
                 f"{list(names) or 'no field'} named; {format_sites(trace)}"
             )
         known.update(dict.fromkeys(names, given))

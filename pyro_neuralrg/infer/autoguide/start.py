@@ -121,7 +121,7 @@ def _start(
         if dense is not None:
             start = GaussianStart(dense.mean, blocks(dense.factor.double(), globals_dim, odd))
     elif latents.fields:
-        log_modes = mean.new_zeros(len(latents.fields), *latents.lattice)
+        log_modes = mean.new_zeros(latents.channels, *latents.lattice)
         first = LatticeGaussian(mean, torch.full_like(mean, INIT_SCALE), log_modes, boundary)
         wide = nearest_gaussian(density, first)
         if wide is not None:
