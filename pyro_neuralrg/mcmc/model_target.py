@@ -51,7 +51,7 @@ from pyro_neuralrg.transforms.base import LatticeTransform, forward_and_ladj
 TRIALS = 10
 """Pairs of points at which a model is tried, until its numbers allow to tell anything."""
 
-TargetLike: TypeAlias = "Target | LatticePotential | Callable[..., Any]"
+TargetLike: TypeAlias = Target | LatticePotential | Callable[..., Any]
 
 
 class ModelTarget(Target):
