@@ -19,6 +19,16 @@ LARGEST_SEED = 2**63 - 1
 """Largest seed of torch's generators, as a signed integer."""
 
 
+def see(section: str) -> str:
+    """The end of a message: the section of the page of messages that says what to do.
+
+    Example:
+        >>> see("error-field-shape")
+        ' (tutorials/errors.md#error-field-shape)'
+    """
+    return f" (tutorials/errors.md#{section})"
+
+
 def as_integer(value: Any) -> int | None:
     """An argument of any integer type as an int; None if it is no integer."""
     try:
@@ -117,7 +127,7 @@ def check_values(
     check_tensor(name, value, accepted or "a floating tensor")
     split = value.dim() - len(shape)
     if split < 0 or tuple(value.shape[split:]) != shape:
-        accepted = accepted or f"any batch shape followed by {shape}"
+        accepted = accepted or f"any batch shape followed by {shape}{see('error-field-shape')}"
         raise ValueError(f"{name} has shape {tuple(value.shape)}; accepted: {accepted}")
     return value
 

@@ -9,6 +9,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+import typing
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,6 +196,17 @@ def test_public_names_exist_and_are_described(module: str) -> None:
         public = getattr(loaded, name)
         if inspect.isclass(public) or inspect.isfunction(public):
             assert inspect.getdoc(public), f"{module}.{name} has no docstring"
+
+
+@pytest.mark.parametrize("module", [name for name in SOURCES if not name.endswith("__main__")])
+def test_types_of_public_names_are_found(module: str) -> None:
+    """As ``help`` and notebooks need them: of functions, and of classes and their own methods."""
+    loaded = importlib.import_module(module)
+    for public in (getattr(loaded, name) for name in getattr(loaded, "__all__", [])):
+        members = vars(public).values() if inspect.isclass(public) else [public]
+        for member in (public, *members):
+            if inspect.isfunction(member) or inspect.isclass(member):
+                typing.get_type_hints(member)
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if not name.endswith("__main__")])

@@ -170,6 +170,18 @@ def test_links_are_found() -> None:
     assert LINK.findall(text) == ["b.md#c", "e_(f).png", "https://h.org", "#j"]
 
 
+def test_messages_and_their_page_name_the_same_sections() -> None:
+    """What the page says a message is, ``test_doctests.py`` compares with the message."""
+    page = (FOLDER / "errors.md").read_text(encoding="utf-8")
+    _, *parts = re.split(r"^\(([\w-]+)\)=$", page, flags=re.MULTILINE)
+    sections = dict(zip(parts[::2], parts[1::2], strict=True))
+    for section, text in sections.items():
+        assert set(re.findall(r"\(tutorials/errors\.md#([\w-]+)\)", text)) == {section}
+    package = (ROOT / "pyro_neuralrg").rglob("*.py")
+    sources = "".join(path.read_text(encoding="utf-8") for path in package)
+    assert set(re.findall(r"\bsee\([\"']([\w-]+)[\"']\)", sources)) == set(sections)
+
+
 # The build --------------------------------------------------------------------------------------
 
 

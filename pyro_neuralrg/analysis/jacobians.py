@@ -32,6 +32,7 @@ class Response:
         standard_error: of the mean, same shape; NaN of a single field.
         spread: standard deviation from field to field, likewise; zero of a linear flow.
         num_samples: fields.
+        boundary: of the lattice, "periodic" or "open".
     """
 
     variables: tuple[int, ...]
@@ -39,6 +40,7 @@ class Response:
     standard_error: Tensor
     spread: Tensor
     num_samples: int
+    boundary: str = "periodic"
 
     def __repr__(self) -> str:
         return f"Response({len(self.variables)} latents, {self.num_samples} fields)"
@@ -207,7 +209,8 @@ def _averaged(
     shift = total / number
     variance = (square / number - shift.square()).clamp(min=0.0)
     spread = (variance * (number / (number - 1) if number > 1 else torch.nan)).sqrt()
-    return Response(chosen, origin[:, 0] + shift, spread / number**0.5, spread, number)
+    mean, boundary = origin[:, 0] + shift, flow.circuit.boundary
+    return Response(chosen, mean, spread / number**0.5, spread, number, boundary)
 
 
 def _patterns(flow: HierarchicalFlow, z: Tensor) -> tuple[Tensor, Tensor]:

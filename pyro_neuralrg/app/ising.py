@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, see
 from pyro_neuralrg.diagnostics import Summary, summarise, to_arviz
 from pyro_neuralrg.files import CheckpointError, Record
 from pyro_neuralrg.files.format import one_line
@@ -319,7 +319,7 @@ class Experiment:
             if chains is not None:
                 raise CheckpointError(
                     f"{record.folder} is of another run, with chains {chains[0]} (here "
-                    f"{chains[1]}); accepted: the same settings"
+                    f"{chains[1]}); accepted: the same settings{see('error-checkpoint')}"
                 ) from None
             if not error.differing:
                 raise

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from pyro_neuralrg.arguments import check_number
+from pyro_neuralrg.arguments import check_number, see
 from pyro_neuralrg.statistics import FieldSummary, FloatArray, bfmi
 from pyro_neuralrg.statistics.draws import MIN_DRAWS, share_at_an_end
 from pyro_neuralrg.statistics.summary import LARGEST_RHAT
@@ -125,7 +125,8 @@ def _check_frozen_chains(facts: Facts) -> Finding | None:
 def _check_rhat(facts: Facts) -> Finding | None:
     limit = facts.at.rhat
     bad = worst_of(facts.figures, lambda found: found.figures["rhat"], limit)
-    return _listed("rhat", bad, limit, f"not converged: R-hat > {limit:g} for")
+    before = f"not converged: R-hat > {limit:g} for"
+    return _listed("rhat", bad, limit, before, see("warning-rhat"))
 
 
 def _check_modes(facts: Facts) -> Finding | None:

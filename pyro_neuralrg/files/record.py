@@ -18,7 +18,7 @@ import filelock
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_number, check_type
+from pyro_neuralrg.arguments import check_integer, check_number, check_type, see
 from pyro_neuralrg.files.format import FileFormat, VersionError, one_line, remove_leftovers
 from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.runtime.processes import Processes
@@ -182,14 +182,14 @@ class Checkpoints:
         if not self.record.resume:
             raise CheckpointError(
                 f"folder is {self.folder}, which holds checkpoints of an earlier {kind} run; "
-                "accepted: resume=True, or a folder without checkpoints"
+                f"accepted: resume=True, or a folder without checkpoints{see('error-checkpoint')}"
             )
         path, found = self._newest_intact(files)
         differing = differences(found["settings"], self._settings)
         if differing:
             seen = "; ".join(f"{k} {old!r} (here {new!r})" for k, (old, new) in differing.items())
             message = f"{path} is of another run, with {seen}; accepted: the same settings"
-            raise CheckpointError(message, differing)
+            raise CheckpointError(message + see("error-checkpoint"), differing)
         self._newest = int(path.stem.rpartition("-")[2])
         return found
 

@@ -38,6 +38,8 @@ class Reweighted(Estimate[Tensor]):
         groups: what the weights and the weighted values of each group add up to.
     """
 
+    value: Tensor
+    standard_error: Tensor
     ess: float
     pareto_k: float
     groups: WeightedGroups

@@ -20,6 +20,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent, biject_to, constraints
 
+from pyro_neuralrg.arguments import see
 from pyro_neuralrg.infer.pyro_internals import is_being_initialised, refuse_within_plate, retried
 from pyro_neuralrg.runtime.processes import random_state_kept
 
@@ -252,7 +253,7 @@ def _check_no_angle(name: str, sites: list[Any]) -> None:
             "line, where its density goes on for ever; accepted: an interval of 2 pi around its "
             f"place loc, such as d = pyro.sample({name + '_shift'!r}, dist.Uniform(-pi, pi)"
             f".mask(False)), pyro.factor({name + '_density'!r}, dist.VonMises(0.0, concentration)"
-            f".log_prob(d)) and {name} = loc + d"
+            f".log_prob(d)) and {name} = loc + d{see('error-discrete-latent')}"
         )
 
 

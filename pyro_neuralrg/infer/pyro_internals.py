@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pyro_neuralrg.arguments import a_kind
+from pyro_neuralrg.arguments import a_kind, see
 from pyro_neuralrg.runtime.console import warn_user
 
 SHARED_LATENT = "_shared_latent"
@@ -143,7 +143,7 @@ def check_no_subsampling(trace: Any) -> None:
         raise ValueError(
             f"model has subsampled plates {plates}; accepted: plates of all data "
             "(without subsample_size), since every step of a chain needs one and the same density "
-            "(SVI takes subsamples)"
+            f"(SVI takes subsamples){see('error-subsampled-plate')}"
         )
 
 

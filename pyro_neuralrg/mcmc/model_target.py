@@ -21,7 +21,8 @@ from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_neuralrg.arguments import a_kind, copied, on_copies
+from pyro_neuralrg.arguments import a_kind, copied, on_copies, see
+from pyro_neuralrg.files.format import one_line
 from pyro_neuralrg.infer.log_joint import UnconstrainedModel
 from pyro_neuralrg.infer.model_sites import (
     ImproperDraws,
@@ -51,7 +52,7 @@ from pyro_neuralrg.transforms.base import LatticeTransform, forward_and_ladj
 TRIALS = 10
 """Pairs of points at which a model is tried, until its numbers allow to tell anything."""
 
-TargetLike: TypeAlias = "Target | LatticePotential | Callable[..., Any]"
+TargetLike: TypeAlias = Target | LatticePotential | Callable[..., Any]
 
 
 class ModelTarget(Target):
@@ -128,12 +129,23 @@ class ModelTarget(Target):
 
     def _enumerated(self, plain: Any) -> Callable[[dict[str, Tensor]], Tensor]:
         """Pyro's potential_fn, which sums over discrete sites."""
-        with random_state_kept(), poutine.block():
-            _, potential_fn, _, trace = initialize_model(
-                self._joint.program,
-                init_strategy=init_where_improper(init_to_uniform),
-                initial_params={},
-            )
+        try:
+            with random_state_kept(), poutine.block():
+                _, potential_fn, _, trace = initialize_model(
+                    self._joint.program,
+                    init_strategy=init_where_improper(init_to_uniform),
+                    initial_params={},
+                )
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            if is_numerical(error):
+                raise
+            raise ValueError(
+                f"model fails where all values of its discrete sites {list(self._joint.discrete)} "
+                f"are tried at once, to sum over them: {one_line(error)}; accepted: a program "
+                "without branches that takes them along a new dimension in front, such as "
+                "site[..., None, None] beside a field of two dimensions; or the sites summed out "
+                f"by hand{see('error-discrete-latent')}"
+            ) from error
         check_not_enumerated(self.sites, trace, plain, self._joint.discrete)
         return potential_fn
 

@@ -74,6 +74,11 @@ def plot_responses(
     """
     check_named("found", found, Response)
     check_integer("count", count, 1)
+    if centred and any(response.boundary != "periodic" for response in found.values()):
+        raise ValueError(
+            "centred is True, and found has responses on an open lattice, around which no picture "
+            "can be moved; accepted: centred=False"
+        )
     columns = min(count, max(len(response.mean) for response in found.values()))
     figure = figure_or_new(figure, 2.1 * columns + 1.6, 2.3 * len(found) + 0.3)
     grid = figure.subplots(len(found), columns, squeeze=False)

@@ -23,6 +23,7 @@ from pyro_neuralrg.arguments import (
     check_type,
     check_values,
     copied,
+    see,
 )
 from pyro_neuralrg.bases import NORMAL, StandardNormal, TwoModes
 from pyro_neuralrg.lattice import check_boundary, check_shape
@@ -431,7 +432,7 @@ def check_energy(nats: Any, x: Tensor, shape: tuple[int, ...], whose: str) -> Te
     if tuple(nats.shape) != batch:
         raise ValueError(
             f"{whose} returned shape {tuple(nats.shape)} for fields of shape {tuple(x.shape)}; "
-            f"accepted: one number per field, {batch}"
+            f"accepted: one number per field, {batch}{see('error-energy-batch')}"
         )
     return nats
 
@@ -471,6 +472,7 @@ def check_separate(
             f"{whose} gives {float(together[index]):.6g} nats for a field in a batch of {len(x)}, "
             f"and {float(alone[index]):.6g} for the same field alone; accepted: an energy of each "
             "field by itself, without means over the batch and without random numbers"
+            f"{see('error-energy-batch')}"
         )
 
 

@@ -43,8 +43,8 @@ def warn_user(message: str) -> None:
 
 @contextmanager
 def stage(words: str) -> Iterator[None]:
-    """Name the part of a run that bars begun within the block are of."""
-    before = _STAGE.set(f"{words}: ")
+    """Name the part of a run that bars begun within the block are of, behind the whole's name."""
+    before = _STAGE.set(f"{_STAGE.get()}{words}: ")
     try:
         yield
     finally:

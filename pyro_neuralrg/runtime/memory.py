@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
+from pyro_neuralrg.arguments import see
 from pyro_neuralrg.runtime.processes import processes_here
 
 CGROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
@@ -31,7 +32,7 @@ def check_fits(asked: str, size: float, device: torch.device, otherwise: str = "
     if size > there:
         raise MemoryLimitError(
             f"{asked}: that takes {_gigabytes(size)} of memory; accepted: what fits into the "
-            f"{_gigabytes(there)} available here{otherwise}"
+            f"{_gigabytes(there)} available here{otherwise}{see('error-memory')}"
         )
 
 

@@ -29,7 +29,7 @@ from pyro_neuralrg.mcmc.results import observed
 from pyro_neuralrg.mcmc.target import Target, frozen
 from pyro_neuralrg.observables.configurations import Observable
 from pyro_neuralrg.potentials.base import LatticePotential
-from pyro_neuralrg.runtime.console import warn_user
+from pyro_neuralrg.runtime.console import stage, warn_user
 from pyro_neuralrg.runtime.notebook import html_table
 from pyro_neuralrg.runtime.processes import processes
 from pyro_neuralrg.sampling.choice import LOCAL_TIME, Plan, chains_for, choose
@@ -209,7 +209,8 @@ def sample(
         record: likewise; with a record ``seed`` and ``num_chains`` are to be given. The warm-up of
             cycles has one of its own, in the folder "warm-up" of this.
         seed: of all random numbers; None draws one from torch's generator.
-        progress: show a progress bar.
+        progress: show a progress bar, which names the stage and the sampler: "draws of cycle" cost
+            many times those "of jump".
 
     Raises:
         TypeError, ValueError: naming the argument; also if a record is given for annealing.
@@ -269,7 +270,8 @@ def sample(
             progress=progress,
             record=record and replace(record, folder=Path(record.folder) / "warm-up"),
         )
-        trial.run(*(model_args or ()), **(model_kwargs or {}))
+        with stage("trial"):
+            trial.run(*(model_args or ()), **(model_kwargs or {}))
         if trial.interrupted:
             raise KeyboardInterrupt
         if record is not None and record.resume:  # of warm-up, where there is nothing else yet

@@ -61,6 +61,8 @@ class Evidence(Estimate[float]):
         weights: of the draws of q.
     """
 
+    value: float
+    standard_error: float
     method: str
     reason: str
     lower: Estimate

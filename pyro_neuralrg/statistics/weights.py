@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_neuralrg.arguments import see
 from pyro_neuralrg.statistics.draws import as_array
 from pyro_neuralrg.statistics.resampling import Estimate, sample_mean
 
@@ -151,7 +152,8 @@ class LogWeights:
         tail = f" (Pareto k-hat {self.pareto_k:.2f})" if heavy else ""
         warnings.warn(
             f"the {of} estimate rests on {self.ess * len(self):.1f} effective samples of "
-            f"{len(self)}{tail}: neither it nor its error bar can be trusted; {remedy}",
+            f"{len(self)}{tail}: neither it nor its error bar can be trusted; {remedy}"
+            f"{see('warning-importance-weights')}",
             stacklevel=3,
         )
 

@@ -16,7 +16,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_neuralrg.arguments import on_copies
+from pyro_neuralrg.arguments import on_copies, see
 from pyro_neuralrg.files.format import one_line
 from pyro_neuralrg.files.record import Checkpoints, check_energies
 from pyro_neuralrg.infer.pdd import PDD, nan_site
@@ -306,7 +306,7 @@ class Training:
         elif self.divergences == 1:
             self._warn(
                 f"training diverged: {reason}; it goes on from its best parameters at half the "
-                "rate, and again if need be"
+                f"rate, and again if need be{see('warning-diverged')}"
             )
 
     def _warn(self, message: str) -> None:

@@ -15,7 +15,7 @@ from pyro import poutine
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor
 
-from pyro_neuralrg.arguments import a_kind, check_integer, check_number, check_type, copied
+from pyro_neuralrg.arguments import a_kind, check_integer, check_number, check_type, copied, see
 from pyro_neuralrg.files.format import FileFormat
 from pyro_neuralrg.files.record import Checkpoints, Record
 from pyro_neuralrg.infer.autoguide import AutoHierarchicalFlow
@@ -215,7 +215,10 @@ def _lattice_shape(target: Any, flow: Any) -> tuple[int, ...] | None:
         if isinstance(getattr(owner, name, None), tuple)
     ]
     if any(shape != known[0] for shape in known):
-        raise ValueError(f"flow has shape {known[-1]}, the target {known[0]}; accepted: equal ones")
+        raise ValueError(
+            f"flow has shape {known[-1]}, the target {known[0]}; accepted: equal ones"
+            f"{see('error-field-shape')}"
+        )
     return known[0] if known else None
 
 

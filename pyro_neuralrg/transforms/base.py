@@ -13,7 +13,7 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_neuralrg.arguments import check_values
+from pyro_neuralrg.arguments import check_values, see
 from pyro_neuralrg.bases import NORMAL, StandardNormal
 
 Pushed = tuple[Tensor, Tensor, Tensor, Tensor | None]
@@ -222,6 +222,7 @@ class LatticeTransform(TransformModule):
             raise kind(
                 f"{name} is {value.dtype} on {value.device}; accepted: {parameter.dtype} on "
                 f"{parameter.device}, as the transform (convert or move one with .to)"
+                f"{see('error-field-shape')}"
             )
         return value.shape[:split]
 

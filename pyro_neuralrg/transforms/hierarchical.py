@@ -302,6 +302,17 @@ class HierarchicalFlow(LatticeTransform):
         """
         return grow(self, spectrum)
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As torch's, whose error becomes one sentence that names both flows."""
+        try:
+            return super().load_state_dict(state_dict, *args, **kwargs)
+        except RuntimeError as error:
+            given, own = map(_size_of_state, (state_dict, self.state_dict()))
+            raise RuntimeError(
+                f"state_dict has {given}, this flow {own}; accepted: those of a flow made as this "
+                f"one, {self!r} (load(path) makes a saved flow anew)"
+            ) from error
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._show_site_features()
@@ -429,6 +440,13 @@ class HierarchicalFlow(LatticeTransform):
         flow = cls(layers, bijector, **options).to(dtype)
         flow._show_site_features()  # in its precision
         return flow
+
+
+def _size_of_state(state: Mapping[str, Any]) -> str:
+    """Layers and numbers of a ``state_dict``, in words."""
+    layers = {name.split(".")[1] for name in state if name.startswith("layers.")}
+    numbers = sum(value.numel() for value in state.values() if isinstance(value, Tensor))
+    return f"{len(layers)} layers of {numbers} numbers in all"
 
 
 def _length(tensor: Tensor | None) -> int:

@@ -40,6 +40,9 @@ from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.scales import copy_scales
 from tests.benchmarks.harness import Table, gap_of, parse, timed
 
+SEEDS_APART = 10_000
+"""Between the seeds of two temperatures, which have random numbers of their own."""
+
 
 def grown(side: int, temperature: float, seed: int, options: Any) -> HierarchicalFlow:
     """A flow of the target, trained on half the side first."""
@@ -106,7 +109,9 @@ def compare(options: Any) -> None:
     """Fixed points and couplings at all temperatures."""
     shape, couplings = (options.side, options.side), {}
     found: dict[str, list[FixedPoint]] = defaultdict(list)
-    for temperature, seed in product((CRITICAL_TEMPERATURE, *options.controls), options.seeds):
+    temperatures = enumerate((CRITICAL_TEMPERATURE, *options.controls))
+    for (place, temperature), number in product(temperatures, options.seeds):
+        seed = number + SEEDS_APART * place  # errors of differences take trainings as independent
         name = f"T = {temperature:.4f}"
         flow = grown(options.side, temperature, seed, options)
         target = IsingDual(shape, temperature)

@@ -95,6 +95,13 @@ def test_models_that_no_chain_can_sample() -> None:
             kind = pyro.sample("kind", dist.Bernoulli(0.4))
             pyro.sample("x", dist.Normal(2.0 * kind, 1.0))
 
+    def branching() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        width = 1.0 if pyro.sample("kind", dist.Bernoulli(0.4)) else 2.0
+        pyro.sample("y", dist.Normal(x, width), obs=torch.tensor(0.5))
+
+    with pytest.raises(ValueError, match=r"discrete sites \['kind'\].*Boolean.*summed out by hand"):
+        run(HMC(branching))
     with pytest.raises(ValueError, match=r"subsampled plates 'data' \(2 of 6\); accepted: plates"):
         run(HMC(subsampled))
     with pytest.raises(ValueError, match=r"site 'x' of shape \(3,\) depends on .*\['kind'\]"):

@@ -51,6 +51,16 @@ def test_centred_responses_have_their_site_in_the_middle() -> None:
         assert np.unravel_index(shown.argmax(), shown.shape) == (2, 3)
 
 
+def test_responses_of_an_open_lattice_are_not_moved_around_it() -> None:
+    flow = hierarchical_flow((4, 4), boundary="open")
+    found = analysis.responses_by_scale(flow, torch.randn(5, 4, 4), most=1)
+    assert plotting.plot_responses(found).axes
+    with pytest.raises(
+        ValueError, match=r"centred is True, .* open lattice.*; accepted: centred=F"
+    ):
+        plotting.plot_responses(found, centred=True)
+
+
 def test_matrix_blanks_what_is_noise_below_the_diagonal() -> None:
     found = information()
     ax = plotting.plot_information_matrix(found, largest=2.0)

@@ -57,6 +57,8 @@ def test_a_stage_is_named_before_the_label(monkeypatch: pytest.MonkeyPatch) -> N
         "latent sampler: warm-up: 1", "latent sampler: fit: 200",
     ]  # fmt: skip
     assert show(io.StringIO(), 1, monkeypatch)[0].startswith("warm-up")
+    with stage("latent sampler"), stage("trial"):
+        assert show(io.StringIO(), 1, monkeypatch)[0].startswith("latent sampler: trial: warm-up")
 
 
 def test_a_slow_run_is_more(monkeypatch: pytest.MonkeyPatch) -> None:

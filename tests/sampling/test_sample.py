@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,6 +71,17 @@ def test_posterior_of_a_model(kind: Any, method: str, seed: int) -> None:
         moment = values**power if draws.log_weights is None else values[0] ** power
         estimate = draws.mean(moment)
         assert float(((estimate.value - right) / estimate.standard_error).abs().max()) < 4.5
+
+
+def test_bars_tell_the_trial_of_cycles_from_their_draws(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pyro_neuralrg.sampling.draws.TRIAL_STEPS", 10)
+    sample(TARGET, other_flow(), 40, method="cycle", num_chains=4, seed=0)
+    stages = [re.split(r": \d", line)[0] for line in capsys.readouterr().err.splitlines()]
+    assert stages == [
+        "trial: warm-up of cycle", "trial: draws of cycle", "draws of cycle", "draws of cycle",
+    ]  # fmt: skip
 
 
 def test_seed_and_record(tmp_path: Path) -> None:

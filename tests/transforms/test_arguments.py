@@ -179,3 +179,20 @@ TYPES: list[tuple[Callable[[], Any], str]] = [
 def test_wrong_arguments_are_named(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        ({"depth": 1}, "2 layers of .*, this flow 3 layers of .* numbers in all"),
+        ({"bijector": "realnvp"}, "3 layers of .*, this flow 3 layers"),
+    ],
+)
+def test_parameters_of_another_flow(options: dict[str, Any], seen: str) -> None:
+    """One sentence; torch's list of their names is the cause."""
+    with pytest.raises(RuntimeError, match=f"^state_dict has {seen}") as caught:
+        build().load_state_dict(build(**options).state_dict())
+    assert "accepted: those of a flow made as this one, HierarchicalFlow((4, 4), 'mera', " in str(
+        caught.value
+    )
+    assert "state_dict" in str(caught.value.__cause__)

@@ -95,6 +95,7 @@ def test_from_a_saved_flow(name: str, flow: str, tmp_path: Path) -> None:
 
 BAD = {
     "steps": ("fig3b", "--steps 0", "steps"),
+    "sides joined": ("fig3b", "--shape 8x12", "accepted: sides apart, --shape 8 12"),
     "another shape": ("fig4a", "--shape 8 8 --flow mine.pt", "shape"),
     "no file": ("fig4a", "--flow nowhere.pt", "nowhere.pt"),
     "flow of a sweep": ("sweep", "--flow mine.pt", "flow"),

@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from pyro_neuralrg import IsingDual, fit, load, save
+from pyro_neuralrg.app.ising import side
 from pyro_neuralrg.distributions import StandardNormal
 from pyro_neuralrg.plotting import COLOURS, MARKERS, STYLES, Series
 from pyro_neuralrg.plotting.style import legend_beside, png
@@ -48,7 +49,7 @@ def option(default: Any, help: str, **more: Any) -> Any:
 class Start:
     """The model and its flow: settings of every figure, and options of every command."""
 
-    shape: tuple[int, ...] | None = option(None, "default: 16 16", type=int, nargs="+")
+    shape: tuple[int, ...] | None = option(None, "default: 16 16", type=side, nargs="+")
     temperature: float = option(
         CRITICAL_TEMPERATURE, "in J/k_B (default: 2.269..., critical in 2 dimensions)"
     )

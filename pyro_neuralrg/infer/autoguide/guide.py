@@ -17,7 +17,7 @@ from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from pyro_neuralrg.arguments import check_integer, check_number, check_type, copied, on_copies
+from pyro_neuralrg.arguments import check_integer, check_number, check_type, copied, on_copies, see
 from pyro_neuralrg.distributions.flow import FlowDistribution, base_distribution
 from pyro_neuralrg.infer.autoguide.sites import (
     check_support,
@@ -252,6 +252,7 @@ class AutoHierarchicalFlow(AutoContinuous):
             raise ValueError(
                 f"model has no latents that this guide can draw: {error}; accepted: continuous "
                 f"latent sites in vectorised plates; {format_sites(self.prototype_trace)}"
+                f"{see('error-discrete-latent')}"
             ) from error
         for node in ("_INPUT", "_RETURN"):  # data, which need not be carried along
             self.prototype_trace.remove_node(node)
@@ -263,6 +264,7 @@ class AutoHierarchicalFlow(AutoContinuous):
                         f"latent site {name!r} stands in plate {frame.name!r}, which is subsampled "
                         f"({frame.size} of {frame.full_size}); accepted: subsampled plates around "
                         f"observations only; {format_sites(self.prototype_trace)}"
+                        f"{see('error-subsampled-plate')}"
                     )
         return self._check_structure(args, kwargs)
 
@@ -312,6 +314,7 @@ class AutoHierarchicalFlow(AutoContinuous):
             raise ValueError(
                 "the guide has no parameters yet, since its model takes arguments; accepted: "
                 "guide.initialize(*args, **kwargs) first, or prototype_args=(...) when it is made"
+                f"{see('error-guide-arguments')}"
             )
         take_loaded(self, "transform")
         return flow

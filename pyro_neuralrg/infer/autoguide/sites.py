@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import ComposeTransform, TransformedDistribution, biject_to, constraints
 
+from pyro_neuralrg.arguments import see
 from pyro_neuralrg.infer.model_sites import base_support
 from pyro_neuralrg.infer.pyro_internals import entries_of_sites
 from pyro_neuralrg.runtime.console import warn_user
@@ -146,7 +147,7 @@ def _find_fields(
                 f"field is {name!r}, which has no sites on a lattice, or is no latent site of "
                 "the model (it may be observed); accepted: a site to be inferred, of one to "
                 "three dimensions (plates or .to_event), whose support is one of numbers, not "
-                f"of vectors or matrices; {format_sites(trace)}"
+                f"of vectors or matrices; {format_sites(trace)}{see('error-field-not-found')}"
             )
     if given is not None:
         if not names or not set(names) <= set(fitting):
