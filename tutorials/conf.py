@@ -32,6 +32,8 @@ extensions = [
 ]
 html_theme = "furo"
 html_title = "pyro_neuralrg"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 nb_execution_mode = "off"  # outputs are those that the notebooks keep
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
