@@ -12,8 +12,9 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
 
@@ -185,8 +186,98 @@ def test_messages_and_their_page_name_the_same_sections() -> None:
 # The build --------------------------------------------------------------------------------------
 
 
+class BuiltPage(HTMLParser):
+    """What a built page links to, what it can be linked by, and its text outside of code."""
+
+    SKIPPED = frozenset({"code", "pre", "script", "style"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.anchors: set[str] = set()
+        self.addresses: list[str] = []
+        self.without_description: list[str] = []
+        self.blocks = 0
+        self.prose: list[str] = []
+        self._depth = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self._depth += tag in self.SKIPPED
+        self.anchors.update(filter(None, (values.get("id"), values.get("name"))))
+        self.addresses.extend(filter(None, (values.get("href"), values.get("src"))))
+        if tag == "img" and not values.get("alt"):
+            self.without_description.append(values["src"] or "")
+        self.blocks += tag == "div" and values.get("class") == "highlight"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._depth -= tag in self.SKIPPED
+
+    def handle_data(self, data: str) -> None:
+        if not self._depth:
+            self.prose.append(data)
+
+
+def faults_of_links(name: str, address: str, pages: dict[str, BuiltPage], site: Path) -> list[str]:
+    """What is wrong with a link or a source of a built page."""
+    parts = urlsplit(address)
+    if parts.scheme or parts.netloc:
+        sound = parts.scheme == "https" and not re.search(r"[.,;:)\]]$", address)
+        return [] if sound else [f"{name}: form of {address}"]
+    target = unquote(urljoin(name, parts.path)) if parts.path else name
+    anchor = unquote(parts.fragment)
+    found = (site / target).is_file()
+    if found and (not anchor or target not in pages or anchor in pages[target].anchors):
+        return []
+    return [f"{name}: nothing at {address}"]
+
+
+def faults_of_site(site: Path) -> list[str]:
+    """Links to nothing, pictures without a description, code without a button, stray marks."""
+    files = {path.relative_to(site).as_posix(): path for path in site.rglob("*.html")}
+    texts = {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+    pages = {name: BuiltPage(text) for name, text in texts.items()}
+    faults: list[str] = []
+    for name, page in pages.items():
+        for address in page.addresses:
+            faults += faults_of_links(name, address, pages, site)
+        faults += [f"{name}: no description of {image}" for image in page.without_description]
+        if page.blocks and "copybutton.js" not in texts[name]:
+            faults.append(f"{name}: no copy buttons")
+        if "$" in "".join(page.prose):
+            faults.append(f"{name}: a formula that was not read as one")
+    return faults
+
+
+def test_faults_of_a_site_are_found(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    sound = '<p id="a">x</p><code>$</code><a href="#a"></a><a href="sub/b.html#b%20c"></a>'
+    (tmp_path / "a.html").write_text(sound, encoding="utf-8")
+    (tmp_path / "sub" / "b.html").write_text(
+        '<p id="b c"></p><a href="../a.html#a"></a><a href="https://a.org/"></a>', encoding="utf-8"
+    )
+    assert not faults_of_site(tmp_path)
+    (tmp_path / "sub" / "c.html").write_text(
+        '<a href="a.html"></a><a href="../a.html#z"></a><a href="http://a.org"></a>'
+        '<a href="https://a.org/."></a><img src="../a.html"><div class="highlight"></div>$x',
+        encoding="utf-8",
+    )
+    assert faults_of_site(tmp_path) == [
+        f"sub/c.html: {fault}"
+        for fault in (
+            "nothing at a.html",
+            "nothing at ../a.html#z",
+            "form of http://a.org",
+            "form of https://a.org/.",
+            "no description of ../a.html",
+            "no copy buttons",
+            "a formula that was not read as one",
+        )
+    ]
+
+
 @pytest.mark.slow
-def test_site_builds_without_warnings_and_shows_every_public_name(tmp_path: Path) -> None:
+def test_site_builds_without_warnings_or_faults_and_shows_every_public_name(tmp_path: Path) -> None:
     for module in ("sphinx", "myst_nb", "furo", "sphinx_copybutton"):
         pytest.importorskip(module)
     result = subprocess.run(
@@ -203,3 +294,4 @@ def test_site_builds_without_warnings_and_shows_every_public_name(tmp_path: Path
     pages = {name: address.partition("#")[0] for name, _, _, address, *_ in entries}
     for full in described():
         assert pages[full] == f"reference/{full.rpartition('.')[0]}.html"
+    assert not faults_of_site(tmp_path / "site")

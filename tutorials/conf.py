@@ -32,12 +32,15 @@ extensions = [
 ]
 html_theme = "furo"
 html_title = "pyro_neuralrg"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 nb_execution_mode = "off"  # outputs are those that the notebooks keep
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
+copybutton_exclude = ".linenos, .viewcode-back"  # links of the pages of sources
 
 napoleon_numpy_docstring = False
 napoleon_use_param = False  # lists in which "a, b: ..." stays as it is written
