@@ -10,10 +10,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-Tensors = TypeVar("Tensors", bound=tuple[Tensor, ...])
+Outputs = TypeVar("Outputs", bound=tuple[Tensor, ...])
 
 
-class Traced(Generic[Tensors]):
+class Traced(Generic[Outputs]):
     """Energies of a model, or these and gradients, by the operations of one of its calls.
 
     A Pyro program of a few sites spends more of a call on its own Python, ``vmap`` and the graph of
@@ -25,12 +25,12 @@ class Traced(Generic[Tensors]):
 
     PATIENCE, TRIALS = 500, 3
 
-    def __init__(self, function: Callable[[Tensor], Tensors]) -> None:
+    def __init__(self, function: Callable[[Tensor], Outputs]) -> None:
         self.function = function
         self._shape: torch.Size | None = None
         self._calls, self._graph = 0, None
 
-    def __call__(self, positions: Tensor) -> Tensors:
+    def __call__(self, positions: Tensor) -> Outputs:
         """The function of positions ``(chains, dim)``."""
         if positions.shape != self._shape:
             if self._graph is not None:

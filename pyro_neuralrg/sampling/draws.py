@@ -279,11 +279,12 @@ def sample(
             begun = world.broadcast_from_first(lambda: any(folder.glob("*.pt")))
             record = replace(record, resume=begun)
         repeats, time = _repeats(trial, weights)
-        kernel, warmup = Cycle(*trial.kernel.members.values(), repeats=repeats), 0
+        jumps = _jumps(latent, plan.num_jumps)
+        kernel, warmup = Cycle(trial.kernel.members["hmc"], jumps, repeats=repeats), 0
         if num_chains is None:  # as many as the time allows: wide batches are the cheaper ones
             more = chains_for(num_draws, time / repeats, world.size)
             plan = plan._replace(num_chains=more, num_samples=-(-num_draws // more))
-        starts = _spread(trial.positions, plan.num_chains)
+        starts = _starts(trial.positions, plan.num_chains)
     run = VectorizedMCMC(
         kernel,
         plan.num_samples,
@@ -378,10 +379,14 @@ def weighted_positions(
     return positions, LogWeights(values)
 
 
-def _kernel(latent: Target, plan: Plan) -> Kernel:
+def _jumps(latent: Target, number: int) -> IndependenceMetropolis:
     flow = latent.start_flow
     assert flow is not None  # q makes it one
-    jumps = IndependenceMetropolis(flow, latent, num_jumps=plan.num_jumps)
+    return IndependenceMetropolis(flow, latent, num_jumps=number)
+
+
+def _kernel(latent: Target, plan: Plan) -> Kernel:
+    jumps = _jumps(latent, plan.num_jumps)
     if plan.method == "independence":
         return jumps
     return Cycle(HMC(latent, num_steps=LEAPFROGS, small_steps=SMALL_STEPS), jumps)
@@ -407,7 +412,7 @@ def _repeats(trial: VectorizedMCMC, weights: LogWeights) -> tuple[int, float]:
     return max(number, min(MAX_CYCLES, math.ceil(FAIR / weights.ess))), time
 
 
-def _spread(positions: Tensor, number: int) -> Tensor:
+def _starts(positions: Tensor, number: int) -> Tensor:
     """So many starts ``(number, dim)`` of a run's positions ``(chains, steps, dim)``.
 
     The last ones first, then those of earlier steps, far apart.

@@ -22,7 +22,7 @@ from pyro_neuralrg import (
     sample,
 )
 from pyro_neuralrg.sampling.choice import METHODS
-from pyro_neuralrg.sampling.draws import _repeats, _spread
+from pyro_neuralrg.sampling.draws import _repeats, _starts
 from tests.free_energy.solvable_model import DATA, at_the_mean, exact, model
 
 QUIET: dict[str, Any] = {"progress": False}
@@ -145,8 +145,8 @@ def test_cycles_are_repeated_as_chains_need_to_forget(
 
 def test_chains_start_far_apart_where_the_trial_was() -> None:
     positions = torch.arange(3 * 100.0).view(3, 100, 1)
-    assert torch.equal(_spread(positions, 2), positions[:2, -1])
-    starts = _spread(positions, 8)
+    assert torch.equal(_starts(positions, 2), positions[:2, -1])
+    starts = _starts(positions, 8)
     assert starts.shape == (8, 1)
     assert torch.equal(starts[:3], positions[:, -1])
     assert torch.equal(starts[3:6], positions[:, -1 - 33])
