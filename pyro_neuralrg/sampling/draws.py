@@ -279,8 +279,7 @@ def sample(
             begun = world.broadcast_from_first(lambda: any(folder.glob("*.pt")))
             record = replace(record, resume=begun)
         repeats, time = _repeats(trial, weights)
-        jumps = _jumps(latent, plan.num_jumps)
-        kernel, warmup = Cycle(trial.kernel.members["hmc"], jumps, repeats=repeats), 0
+        kernel, warmup = Cycle(*trial.kernel.members.values(), repeats=repeats), 0
         if num_chains is None:  # as many as the time allows: wide batches are the cheaper ones
             more = chains_for(num_draws, time / repeats, world.size)
             plan = plan._replace(num_chains=more, num_samples=-(-num_draws // more))
@@ -379,14 +378,10 @@ def weighted_positions(
     return positions, LogWeights(values)
 
 
-def _jumps(latent: Target, number: int) -> IndependenceMetropolis:
+def _kernel(latent: Target, plan: Plan) -> Kernel:
     flow = latent.start_flow
     assert flow is not None  # q makes it one
-    return IndependenceMetropolis(flow, latent, num_jumps=number)
-
-
-def _kernel(latent: Target, plan: Plan) -> Kernel:
-    jumps = _jumps(latent, plan.num_jumps)
+    jumps = IndependenceMetropolis(flow, latent, num_jumps=plan.num_jumps)
     if plan.method == "independence":
         return jumps
     return Cycle(HMC(latent, num_steps=LEAPFROGS, small_steps=SMALL_STEPS), jumps)
