@@ -185,8 +185,8 @@ def sample(
       Metropolis);
     * where they do not, or the weights have a tail (fewer than eight in ten effective and a k-hat
       above a third, or fewer than nine and above a half), cycles of jumps and of HMC in latent
-      space, one to six to a draw, as chains need to forget: what a tail holds is rarely seen, and a
-      chain that jumps there stays;
+      space, one to twelve to a draw, as chains of a trial need to forget: what a tail holds is
+      rarely seen, and a chain that jumps there stays;
     * where fewer than ten of the draws are effective, the heaviest weights cut, particles annealed
       from q to the target, which come with weights.
 
