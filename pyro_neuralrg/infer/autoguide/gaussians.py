@@ -288,7 +288,7 @@ def _moments(target: Density, q: Gaussian, generator: torch.Generator) -> Moment
 def _scores(target: Density, points: Tensor) -> Tensor:
     """Gradients of ln pi; NaN where the model raises an error."""
     found = []
-    for part in _split(target, points):
+    for part in split_points(target, points):
         try:
             found.append(-target.gradient(part).to(points.dtype))
         except MODEL_ERRORS:
@@ -305,14 +305,14 @@ def _trials(number: int, q: Gaussian, generator: torch.Generator) -> Tensor:
 def _bound(target: Density, q: Gaussian, z: Tensor) -> float:
     """E_q[ln pi] + entropy, up to a constant, by the latents z; -inf where the model raises."""
     try:
-        parts = [target.energy(part).double() for part in _split(target, q.mean + q.moved(z))]
+        parts = [target.energy(part).double() for part in split_points(target, q.mean + q.moved(z))]
     except MODEL_ERRORS:
         return -math.inf
     value = q.log_det - float(torch.cat(parts).mean())
     return value if math.isfinite(value) else -math.inf
 
 
-def _split(target: Density, points: Tensor) -> tuple[Tensor, ...]:
+def split_points(target: Density, points: Tensor) -> tuple[Tensor, ...]:
     """Points in parts that fit into memory, also where a model makes matrices of them."""
     number = min(MAX_POINTS, MAX_NUMBERS // max(target.numbers, points.shape[-1]))
     return points.to(target.dtype).split(max(1, number))

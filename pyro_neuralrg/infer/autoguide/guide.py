@@ -302,8 +302,7 @@ class AutoHierarchicalFlow(AutoContinuous):
         if latents.fields:
             like = loc.new_zeros(latents.shape)
             field_flow = FieldFlow(like, latents.channels, latents.globals_dim, options)
-            if start.log_modes is not None:
-                field_flow.frame.widen(start.log_modes.to(loc))
+            field_flow.frame.begin(start.log_modes, start.slopes, start.curve)
         self.transform = LatentFlow(latents.order, frame, globals_flow, field_flow)
         self.fields, self.shape = latents.fields, latents.lattice or None
 

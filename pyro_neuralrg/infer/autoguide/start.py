@@ -16,6 +16,7 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_neuralrg.infer.autoguide.curved import curved_gaussian
 from pyro_neuralrg.infer.autoguide.gaussians import (
     LARGE_DIM,
     Density,
@@ -45,12 +46,14 @@ MIN_RELATIVE_VARIANCE = 1e-7
 class GaussianStart(NamedTuple):
     """The Gaussian that a guide begins as, globals first; a vector ``factor`` is one of widths.
 
-    ``log_modes`` are logarithms of the widths of the modes of each field.
+    ``log_modes``, ``slopes`` and ``curve`` are as of :class:`CurvedGaussian`.
     """
 
     mean: Tensor
     factor: Tensor
     log_modes: Tensor | None = None
+    slopes: Tensor | None = None
+    curve: Tensor | None = None
 
 
 def posterior_start(
@@ -120,6 +123,12 @@ def _start(
         dense = nearest_gaussian(density, MatrixGaussian(mean.to(dtype), factor))
         if dense is not None:
             start = GaussianStart(dense.mean, blocks(dense.factor.double(), globals_dim, odd))
+            flat = torch.zeros(latents.channels, *latents.lattice, dtype=torch.float64)
+            given = (density, start.mean.double(), start.factor, flat, boundary)
+            bent = None if odd else curved_gaussian(*given)
+            if bent is not None:
+                parts = bent.mean, bent.factor, bent.log_modes, bent.slopes, bent.curve
+                start = GaussianStart(*parts)
     elif latents.fields:
         log_modes = mean.new_zeros(latents.channels, *latents.lattice)
         first = LatticeGaussian(mean, torch.full_like(mean, INIT_SCALE), log_modes, boundary)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -149,6 +150,13 @@ def with_products(context: Tensor) -> Tensor:
     return torch.cat([context, context[first] * context[second] - same])
 
 
+def _squares(products: int) -> Tensor:
+    """Which of the products are squares, by whose mean of one they stand lower."""
+    dim = math.isqrt(2 * products)
+    first, second = torch.triu_indices(dim, dim)
+    return first == second
+
+
 def _products(dim: int) -> int:
     return dim * (dim + 1) // 2 if dim <= MAX_MULTIPLIED_GLOBALS else 0
 
@@ -215,11 +223,26 @@ class FieldFrame(LatticeTransform):
         return place + min(1.0, FAN_IN / len(terms)) * (self.shift @ terms)
 
     @torch.no_grad()
-    def widen(self, log_modes: Tensor) -> None:
-        """Take these logarithms of the widths of the modes of each field."""
-        for spectrum, values in zip(self.spectra, log_modes, strict=True):
+    def begin(
+        self, log_modes: Tensor | None, slopes: Tensor | None = None, curve: Tensor | None = None
+    ) -> None:
+        """Take the widths of the modes and how these and the place follow the context.
+
+        ``log_modes``, ``slopes`` and ``curve`` are as of a ``CurvedGaussian``; None is none.
+        """
+        for channel, spectrum in enumerate(self.spectra):
             assert isinstance(spectrum, LearnedSpectrum)
-            spectrum.log_scale.copy_(values.reshape(spectrum.log_scale.shape) / WIDTH_RESPONSE)
+            shape = spectrum.log_scale.shape
+            if log_modes is not None:
+                spectrum.log_scale.copy_(log_modes[channel].reshape(shape) / WIDTH_RESPONSE)
+            if slopes is not None and spectrum.slopes is not None:
+                values = slopes[:, channel].reshape(-1, *shape)
+                spectrum.slopes.copy_(values / WIDTH_RESPONSE)
+        if curve is not None and self.shift is not None and self.loc is not None:
+            squares, terms = _squares(curve.shape[-1]), self.shift.shape[-1]
+            self.loc.copy_(curve[:, squares].sum(-1).reshape(self.loc.shape))
+            of_products = self.shift[..., terms - curve.shape[-1] :]
+            of_products.copy_(curve.reshape(of_products.shape) / min(1.0, FAN_IN / terms))
 
     def _by_field(
         self, direction: Literal["forward", "inverse"], h: Tensor, context: Tensor | None
