@@ -137,7 +137,7 @@ class ModelTarget(Target):
                     initial_params={},
                 )
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
-            if is_numerical(error):
+            if is_numerical(error) or isinstance(error, torch.OutOfMemoryError):
                 raise
             raise ValueError(
                 f"model fails where all values of its discrete sites {list(self._joint.discrete)} "

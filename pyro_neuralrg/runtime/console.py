@@ -43,7 +43,7 @@ def warn_user(message: str) -> None:
 
 @contextmanager
 def stage(words: str) -> Iterator[None]:
-    """Name the part of a run that bars begun within the block are of, behind the whole's name."""
+    """Put these words before the names of bars that begin in the block, after outer ones."""
     before = _STAGE.set(f"{_STAGE.get()}{words}: ")
     try:
         yield

@@ -107,8 +107,8 @@ def choose(
         multiple: the chains are to be one of it.
     """
     jumps, effective = jump_figures(weights), weights.ess * len(weights)
-    most = FINITE_VARIANCE_K if weights.ess >= NEARLY_EVEN else HEAVY_PARETO_K
-    heavy = weights.pareto_k > most and weights.ess < EVEN  # a pilot may not show it
+    light = FINITE_VARIANCE_K if weights.ess >= NEARLY_EVEN else HEAVY_PARETO_K
+    heavy = weights.pareto_k > light and weights.ess < EVEN  # a pilot may not show it
     quality = f"{effective:.0f} of {len(weights)} draws of the flow are effective"
     if method is not None:
         reason = f"as asked for; {quality}"
@@ -125,9 +125,10 @@ def choose(
         reason = f"{quality}: too few to jump between, so particles are annealed to the target"
     num_jumps = min(MAX_JUMPS, max(1, round(JUMPS_PER_TIME * jumps.time)))
     if num_chains is None:
-        jumping = method == "independence"
-        time, most = jumps.time / num_jumps if jumping else LOCAL_TIME, MAX_CHAINS
-        num_chains = chains_for(num_draws, time, multiple, most if jumping else LOCAL_CHAINS)
+        if method == "independence":
+            num_chains = chains_for(num_draws, jumps.time / num_jumps, multiple, MAX_CHAINS)
+        else:
+            num_chains = chains_for(num_draws, LOCAL_TIME, multiple)
     chains = check_integer("num_chains", num_chains, 1)
     warmup = (
         LOCAL_WARMUP if method == "cycle" else 1 + int(STEPS_TO_FORGET * jumps.time / num_jumps)
@@ -136,9 +137,9 @@ def choose(
 
 
 def chains_for(num_draws: int, time: float, multiple: int, most: int = LOCAL_CHAINS) -> int:
-    """Chains that share the draws, of this autocorrelation time, and stay long ones.
+    """As many chains as leave each 300 autocorrelation times of its share of the draws.
 
-    A multiple of ``multiple``.
+    At least 4, at most ``most``, rounded up to a multiple of ``multiple``.
     """
     number = max(MIN_CHAINS, min(most, int(num_draws / (TIMES_PER_CHAIN * max(1.0, time)))))
     return -(-number // multiple) * multiple

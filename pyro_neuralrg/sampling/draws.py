@@ -51,11 +51,11 @@ SMALL_STEPS = 0.2  # share of its trajectories
 """Without them one of 22 chains of a Gaussian process stood still for 199 draws (R-hat 1.06)."""
 
 TRIAL_STEPS, TRIAL_SITES = 100, 500  # of the chains that are looked at after warm-up
-MAX_CYCLES, SLACK = 6, 0.25  # of a draw
+MOST_ASKED, SLACK = 6, 0.25  # cycles of a draw that a trial asks for
 """By a guide with 96 of 4096 draws effective, 10,000 draws of one cycle held 780 effective ones, 24
 a second; with 20 leapfrog steps 19 a second, and with adapted lengths or smaller steps fewer."""
 
-HEAVY_K, HEAVIER = 0.6, 2  # a k-hat above which the trial asks for twice as many
+DOUBLING_K = 0.6  # a k-hat above which there are twice as many
 """By a guide with k-hat 0.70 that 14 cycles took to forget, five a draw left R-hat at 1.057 and a
 mean off by 4.1 errors, ten 1.012 and 1.2."""
 
@@ -191,7 +191,7 @@ def sample(
       from q to the target, which come with weights.
 
     Chains have the target as their exact stationary law, and start from draws of q resampled by
-    their weights.
+    their weights, and of cycles from where those of the trial have been.
 
     Args:
         target: a LatticePotential, a batched energy or a Pyro model.
@@ -278,11 +278,11 @@ def sample(
             folder = Path(record.folder)
             begun = world.broadcast_from_first(lambda: any(folder.glob("*.pt")))
             record = replace(record, resume=begun)
-        repeats, time = _repeats(trial, weights)
+        repeats, time = world.broadcast_from_first(lambda: _repeats(trial, weights))
         kernel, warmup = Cycle(*trial.kernel.members.values(), repeats=repeats), 0
-        if num_chains is None:  # as many as the time allows: wide batches are the cheaper ones
-            more = chains_for(num_draws, time / repeats, world.size)
-            plan = plan._replace(num_chains=more, num_samples=-(-num_draws // more))
+        if num_chains is None:  # more where the time allows it: wide batches are the cheaper ones
+            chains = max(plan.num_chains, chains_for(num_draws, time, world.size))
+            plan = plan._replace(num_chains=chains, num_samples=-(-num_draws // chains))
         starts = _starts(trial.positions, plan.num_chains)
     run = VectorizedMCMC(
         kernel,
@@ -388,10 +388,11 @@ def _kernel(latent: Target, plan: Plan) -> Kernel:
 
 
 def _repeats(trial: VectorizedMCMC, weights: LogWeights) -> tuple[int, float]:
-    """How often a draw repeats the cycle, and the autocorrelation time in cycles.
+    """How often a draw repeats the cycle, and an autocorrelation time in draws.
 
-    As seldom as leaves the slowest coordinate the time that the plan counts on. A short trial does
-    not see what is seldom visited: a small effective fraction of q's draws tells, or a k-hat.
+    As seldom as leaves the slowest coordinate of the trial ``LOCAL_TIME``. A short trial does not
+    see what is seldom visited: a small effective fraction of q's draws tells, or a k-hat, and asks
+    for more; the time is that of the trial, without these.
     """
     positions = trial.positions
     some = torch.linspace(0, positions.shape[-1] - 1, TRIAL_SITES).long().unique()
@@ -400,11 +401,10 @@ def _repeats(trial: VectorizedMCMC, weights: LogWeights) -> tuple[int, float]:
     )
     time = float(positions[..., 0].numel() / effective)
     if not time > 0:  # NaN where nothing moved
-        time = MAX_CYCLES * LOCAL_TIME
-    number = min(MAX_CYCLES, max(1, math.ceil(time / LOCAL_TIME - SLACK)))
-    if weights.pareto_k > HEAVY_K:
-        number *= HEAVIER
-    return max(number, min(MAX_CYCLES, math.ceil(FAIR / weights.ess))), time
+        time = MOST_ASKED * LOCAL_TIME
+    asked = min(MOST_ASKED, max(1, math.ceil(time / LOCAL_TIME - SLACK)))
+    number = 2 * asked if weights.pareto_k > DOUBLING_K else asked
+    return max(number, min(MOST_ASKED, math.ceil(FAIR / weights.ess))), time / asked
 
 
 def _starts(positions: Tensor, number: int) -> Tensor:

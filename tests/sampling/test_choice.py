@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from pyro_neuralrg.sampling.choice import choose, jump_figures, truncated
+from pyro_neuralrg.sampling.choice import chains_for, choose, jump_figures, truncated
 from pyro_neuralrg.statistics import LogWeights
 
 
@@ -92,3 +92,15 @@ def test_a_tail_of_finite_variance_matters_where_weights_are_uneven() -> None:
     assert uneven.ess < 0.8
     assert choose(near, 1000).method == "independence"
     assert choose(uneven, 1000).method == "cycle"
+
+
+@pytest.mark.parametrize(
+    ("time", "multiple", "expected"),
+    [(3.0, 1, 11), (1.5, 1, 22), (0.2, 1, 33), (10.0, 1, 4), (3.0, 4, 12), (0.2, 64, 64)],
+)
+def test_chains_are_long_in_autocorrelation_times(
+    time: float, multiple: int, expected: int
+) -> None:
+    assert chains_for(10_000, time, multiple) == expected
+    assert chains_for(10**7, time, 1) == 64
+    assert chains_for(10**7, time, 1, most=256) == 256

@@ -73,7 +73,7 @@ def check_flow_options(options: Mapping[str, Any]) -> None:
     """Refuse options that no :class:`FieldFlow` takes, before the model is known."""
     makers = HierarchicalFlow, HierarchicalFlow.build, conditional_hierarchical_flow
     known = {name for maker in makers for name in inspect.signature(maker).parameters}
-    known -= {"shape", "dtype", "base", "context_dim", "options"}
+    known -= {"shape", "dtype", "base", "components", "context_dim", "options"}
     unknown = sorted(set(options) - known)
     if unknown:
         raise TypeError(f"unknown options {unknown}; accepted: {', '.join(sorted(known))}")
