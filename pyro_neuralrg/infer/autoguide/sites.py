@@ -98,10 +98,10 @@ def order_latents(
 
     A field's lattice is all of its shape, plates and event alike, without leading plates of size
     one, or the ``lattice`` given, on which its entries lie row by row; of a field of several
-    components the last side holds these and is none of the lattice. Without names: every site of as many entries as
-    that lattice has numbers, else of two or three sides longer than one, or where there is
-    none, the longest ones of one such side; none whose support ties numbers together, as a simplex
-    does. ``shapes`` are unconstrained, in the model's order.
+    components the last side holds these and is none of the lattice. Without names: every site of as
+    many entries as that lattice has numbers, else of two or three sides longer than one, or where
+    there is none, the longest ones of one such side; none whose support ties numbers together, as a
+    simplex does. ``shapes`` are unconstrained, in the model's order.
 
     A ValueError says if a named site is not a field, or fields do not fit together or a flow.
     """
