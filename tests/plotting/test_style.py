@@ -139,12 +139,17 @@ def test_pictures_are_small_and_described() -> None:
 
 
 def commands() -> dict[str, str]:
-    """The command of every picture in the tables of the README, from its row or else its table."""
+    """The command of every picture in the tables of the README: of its row, or of its table.
+
+    A table's stands in its head, with dots for what a row adds, or on a line before it.
+    """
     found, whole = {}, ""
     for line in (PICTURES / "README.md").read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if line.startswith("| figure"):
-            whole = cells[-1].strip("`")
+        if line.startswith("By `"):
+            whole = line.split("`")[1]
+        elif line.startswith("| figure") and cells[-1] != "what it shows":
+            whole = cells[-1].strip("`").replace("command", "...")
         for name in re.findall(r"\((\w+\.png)\)", line) if line.startswith("| [") else []:
             own = re.match(r"`(.*?)`", cells[-1])
             found[name] = whole.replace("...", own[1]) if own else whole

@@ -29,8 +29,9 @@ from torch import Tensor
 from pyro_neuralrg.infer.autoguide.gaussians import MODEL_ERRORS, Density, split_points
 from pyro_neuralrg.spectral import apply_spectrum, quadratic_form
 
-MAX_FIELD, MAX_GLOBALS = 400, 8
-"""Entries of the fields, whose Hessians are differences of as many gradients, and globals."""
+MAX_GLOBALS, MAX_GRADIENTS = 8, 40_000
+"""Globals, and gradients of the model that may be spent: each Hessian takes two for every entry of
+the fields. Of one global and 832 entries, three and 191, eight and 33."""
 
 DIFFERENCE = 0.1
 """Standard deviations from a point to those whose gradients are subtracted."""
@@ -38,7 +39,7 @@ DIFFERENCE = 0.1
 ROUNDS = 4
 """Looks at the globals, of which the best is kept."""
 
-LONGEST_STEP, CURVATURES, LEAST_CURVATURE = 1.5, (0.1, 10.0), 0.1
+LONGEST_STEP, PRECISION_FACTORS, LEAST_CURVATURE = 1.5, (0.1, 10.0), 0.1
 """Standard deviations by which a look moves the globals, factors of their precision, and the least
 precision of a field, all in units of the Gaussian before."""
 
@@ -94,23 +95,24 @@ def curved_gaussian(
     of shape ``(channels,) + lattice``, the channels being the fastest index of the sites.
     """
     number = len(mean) - modes.numel()
-    if not 0 < number <= MAX_GLOBALS or not 0 < modes.numel() <= MAX_FIELD:
+    gradients = ROUNDS * (1 + number + number**2) * 2 * (2 * modes.numel() + 1)
+    if not 0 < number <= MAX_GLOBALS or not modes.numel() or gradients > MAX_GRADIENTS:
         return None
     curve = mean.new_zeros(modes.numel(), number * (number + 1) // 2)
     slopes = modes.new_zeros(number, *modes.shape)
     first = CurvedGaussian(mean, factor, curve, modes, slopes, boundary)
-    best, of_best = None, _bound(density, first) + LEAST_GAIN
+    best, of_best = None, _bound_of(density, first) + LEAST_GAIN
     try:
         for bent in _bent(density, first):
             for q in (*bent, *(replace(one, curve=curve) for one in bent)):
-                bound = _bound(density, q)
+                bound = _bound_of(density, q)
                 best, of_best = (q, bound) if bound > of_best else (best, of_best)
     except MODEL_ERRORS:  # where the model has no energy, or the field no Hessian
         pass
     return best
 
 
-def _bound(density: Density, q: CurvedGaussian) -> float:
+def _bound_of(density: Density, q: CurvedGaussian) -> float:
     """E_q[ln pi] + entropy, up to a constant, by the same latents for every q.
 
     -inf where the model raises or has no energy.
@@ -167,7 +169,7 @@ def _bent(
         yield of_mode, replace(of_mode, mean=mean, log_modes=widths[0] - origin[1])
         slope, curvature = _derivatives(number, centre, up, down, lambda field: field.energy)
         values, vectors = torch.linalg.eigh(curvature)
-        values = values.clamp(*CURVATURES)
+        values = values.clamp(*PRECISION_FACTORS)
         step = (vectors / values) @ vectors.T @ slope
         step *= min(1.0, LONGEST_STEP / max(float(step.norm()), LONGEST_STEP))
         place, width = place - width @ step, width @ (vectors / values.sqrt())

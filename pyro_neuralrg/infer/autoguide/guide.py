@@ -61,13 +61,14 @@ class AutoHierarchicalFlow(AutoContinuous):
     All of it stands in a frame, an affine map that is not trained: by default the Gaussian nearest
     to the posterior, found in seconds
     (:func:`~pyro_neuralrg.infer.autoguide.gaussians.nearest_gaussian`), with a covariance matrix up
-    to 2048 unknowns, beyond with widths of sites and of the fields' modes. Of at most eight globals
-    and 400 entries of fields it is bent: the globals have their marginal density by Laplace's
-    approximation of the fields, whose places and widths follow them
-    (:func:`~pyro_neuralrg.infer.autoguide.curved.curved_gaussian`). Training begins at the
-    identity in the frame's units, where a step of Adam at a rate of 1e-2 moves draws by a twentieth
-    of their standard deviations: plain SVI is safe. Several particles a step keep so good a start:
-    on a hierarchical logistic model 1000 steps of 16 gained 0.35 nats, of a single one lost 0.4.
+    to 2048 unknowns, beyond with widths of sites and of the fields' modes. With few globals (one
+    beside 830 entries of fields, three beside 190, eight beside 33) it is bent: these have their
+    marginal density by Laplace's approximation of the fields, whose places and widths follow them
+    (:func:`~pyro_neuralrg.infer.autoguide.curved.curved_gaussian`). From there on a step of Adam at
+    a rate of 1e-2 moves draws by a twentieth of their standard deviations: plain SVI is safe.
+    Several particles a step keep so good a start: on a hierarchical logistic model 1000 steps of 16
+    gained 0.35 nats, of a single one lost 0.4; where the start is nearer than their noise, as of a
+    disease map (0.4 nats at 1e-2), a smaller rate, or :func:`~pyro_neuralrg.fit`, which lowers it.
     With ``init_scale``, where no Gaussian is found and where data are subsampled (both with a
     warning), the guide begins at ``init_loc_fn``, as Pyro's do, at zeros of improper priors.
 
