@@ -60,7 +60,11 @@ def test_globals_have_the_exact_marginal_and_the_field_its_widths() -> None:
         modes[None],
         "open",
     )
-    of_mode = list(curved._bent(density, start))[-1][0]
+    looks = list(curved._bent(density, start))
+    for of_mode, relative in looks:  # to the first look, where the globals stood as they were given
+        torch.testing.assert_close(of_mode.log_modes - relative.log_modes, looks[0][0].log_modes)
+        change = of_mode.mean - relative.mean
+        torch.testing.assert_close(change[1:], looks[0][0].mean[1:])
     mode, _, energy = exact_marginal(y)
     place, width = float(of_mode.mean[0]), float(of_mode.factor[0, 0])
     assert place == pytest.approx(mode, abs=0.1)
