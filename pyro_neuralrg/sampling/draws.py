@@ -55,9 +55,10 @@ MOST_ASKED, SLACK = 6, 0.25  # cycles of a draw that a trial asks for
 """By a guide with 96 of 4096 draws effective, 10,000 draws of one cycle held 780 effective ones, 24
 a second; with 20 leapfrog steps 19 a second, and with adapted lengths or smaller steps fewer."""
 
-DOUBLING_K = 0.6  # a k-hat above which there are twice as many
+HEAVY_K = 0.6  # a k-hat above which there are twice as many, and six at least
 """By a guide with k-hat 0.70 that 14 cycles took to forget, five a draw left R-hat at 1.057 and a
-mean off by 4.1 errors, ten 1.012 and 1.2."""
+mean off by 4.1 errors, ten 1.012 and 1.2; by one with 0.83 two a draw of three times as many chains
+left it at 1.21."""
 
 FAIR = 0.2  # effective fraction below which cycles are repeated, whatever a trial says
 """With 330 of 4096 effective one cycle, which the trial had asked for, left R-hat at 1.019 and a
@@ -391,8 +392,8 @@ def _repeats(trial: VectorizedMCMC, weights: LogWeights) -> tuple[int, float]:
     """How often a draw repeats the cycle, and an autocorrelation time in draws.
 
     As seldom as leaves the slowest coordinate of the trial ``LOCAL_TIME``. A short trial does not
-    see what is seldom visited: a small effective fraction of q's draws tells, or a k-hat, and asks
-    for more; the time is that of the trial, without these.
+    see what is seldom visited: a small effective fraction of q's draws asks for more, and a heavy
+    tail for six at least, and for chains as long as the plan's. The time is otherwise the trial's.
     """
     positions = trial.positions
     some = torch.linspace(0, positions.shape[-1] - 1, TRIAL_SITES).long().unique()
@@ -403,8 +404,9 @@ def _repeats(trial: VectorizedMCMC, weights: LogWeights) -> tuple[int, float]:
     if not time > 0:  # NaN where nothing moved
         time = MOST_ASKED * LOCAL_TIME
     asked = min(MOST_ASKED, max(1, math.ceil(time / LOCAL_TIME - SLACK)))
-    number = 2 * asked if weights.pareto_k > DOUBLING_K else asked
-    return max(number, min(MOST_ASKED, math.ceil(FAIR / weights.ess))), time / asked
+    if weights.pareto_k > HEAVY_K:
+        return max(2 * asked, MOST_ASKED), LOCAL_TIME
+    return max(asked, min(MOST_ASKED, math.ceil(FAIR / weights.ess))), time / asked
 
 
 def _starts(positions: Tensor, number: int) -> Tensor:

@@ -21,7 +21,7 @@ from pyro_neuralrg import (
     diagnose,
     sample,
 )
-from pyro_neuralrg.sampling.choice import METHODS
+from pyro_neuralrg.sampling.choice import LOCAL_TIME, METHODS
 from pyro_neuralrg.sampling.draws import _repeats, _starts
 from tests.free_energy.solvable_model import DATA, at_the_mean, exact, model
 
@@ -140,8 +140,8 @@ def test_cycles_are_repeated_as_chains_need_to_forget(
     number, time = _repeats(trial, weights)
     assert number in expected
     if memory < 1:
-        asked = number // 2 if k > 0.6 and memory else number if memory else 1
-        assert time == pytest.approx((1 + memory) / (1 - memory) / asked, rel=0.25)
+        of_trial = (1 + memory) / (1 - memory) / (number if memory else 1)
+        assert time == pytest.approx(LOCAL_TIME if k > 0.6 else of_trial, rel=0.25)
 
 
 def test_chains_are_as_many_as_the_trial_allows() -> None:
