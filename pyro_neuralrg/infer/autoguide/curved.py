@@ -43,8 +43,9 @@ LONGEST_STEP, PRECISION_FACTORS, LEAST_CURVATURE = 1.5, (0.1, 10.0), 0.1
 """Standard deviations by which a look moves the globals, factors of their precision, and the least
 precision of a field, all in units of the Gaussian before."""
 
-COMPARED_DRAWS, LEAST_GAIN = 512, 0.05
-"""Draws of the bounds that are compared, and the gain, in nats, below which nothing is bent."""
+COMPARED_DRAWS, LEAST_GAIN = 512, 0.3
+"""Draws of the bounds that are compared, and the gain, in nats, below which nothing is bent: of
+twenty field models six gained less, and of three of these fewer draws were effective then."""
 
 
 @dataclass(frozen=True)
