@@ -7,8 +7,6 @@ import math
 from itertools import combinations
 from typing import Any
 
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
@@ -18,7 +16,6 @@ from pyro_neuralrg.infer.autoguide import curved
 from pyro_neuralrg.infer.autoguide.curved import CurvedGaussian, curved_gaussian
 from pyro_neuralrg.infer.autoguide.gaussians import Density
 from pyro_neuralrg.infer.autoguide.transform import FieldFrame
-from tests.infer.autoguide_models import normals
 from tests.models.answers import load_answers
 from tests.models.registry import REGISTRY
 
@@ -156,12 +153,7 @@ def test_guides_begin_near_posteriors_with_unknown_scales(name: str, gap: float)
 def test_what_a_guide_asks_for_is_kept() -> None:
     """A symmetric density, or a width that is given, is not bent."""
 
-    def model() -> None:
-        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
-        x = normals("x", 2, 3)
-        noise = dist.Normal(x, scale[..., None, None]).to_event(2)
-        pyro.sample("y", noise, obs=2.0 * torch.ones(2, 3))
-
+    model = REGISTRY["smoothing, strong"].build(0)
     bent = AutoHierarchicalFlow(model).get_transform().field_flow.frame
     assert float(bent.spectra[0].slopes.detach().abs().max()) > 0
     for options in ({"odd": True}, {"init_scale": 0.1}):
