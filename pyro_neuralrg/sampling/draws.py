@@ -191,8 +191,8 @@ def sample(
     * where fewer than ten of the draws are effective, the heaviest weights cut, particles annealed
       from q to the target, which come with weights.
 
-    Chains have the target as their exact stationary law, and start from draws of q resampled by
-    their weights, and of cycles from where those of the trial have been.
+    Chains have the target as their exact stationary law. They start from draws of q resampled by
+    their weights; those of cycles first make a trial, and start from where it has been.
 
     Args:
         target: a LatticePotential, a batched energy or a Pyro model.

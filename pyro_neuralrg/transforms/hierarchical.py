@@ -303,7 +303,7 @@ class HierarchicalFlow(LatticeTransform):
         return grow(self, spectrum)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As torch's, whose error becomes one sentence that names both flows."""
+        """As torch's, whose error becomes one sentence with the sizes of both flows."""
         try:
             return super().load_state_dict(state_dict, *args, **kwargs)
         except RuntimeError as error:

@@ -45,7 +45,7 @@ precision of a field, all in units of the Gaussian before."""
 
 COMPARED_DRAWS, LEAST_GAIN = 512, 0.3
 """Draws of the bounds that are compared, and the gain, in nats, below which nothing is bent: of
-twenty field models six gained less, and of three of these fewer draws were effective then."""
+twenty field models six gained less, and two of these lost effective draws."""
 
 
 @dataclass(frozen=True)
