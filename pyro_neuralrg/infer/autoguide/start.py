@@ -46,7 +46,8 @@ MIN_RELATIVE_VARIANCE = 1e-7
 class GaussianStart(NamedTuple):
     """The Gaussian that a guide begins as, globals first; a vector ``factor`` is one of widths.
 
-    ``log_modes``, ``slopes`` and ``curve`` are as of :class:`CurvedGaussian`.
+    ``log_modes``, ``slopes`` and ``curve`` are as of :class:`CurvedGaussian`; a ``narrow`` one is
+    only a place to begin at.
     """
 
     mean: Tensor
@@ -54,6 +55,7 @@ class GaussianStart(NamedTuple):
     log_modes: Tensor | None = None
     slopes: Tensor | None = None
     curve: Tensor | None = None
+    narrow: bool = False
 
 
 def posterior_start(
@@ -95,7 +97,7 @@ def posterior_start(
             f"the guide begins at {place} with standard deviations of {width} (init_scale= sets "
             f"them): {reason}"
         )
-    return found or GaussianStart(mean, torch.full_like(mean, width))
+    return found or GaussianStart(mean, torch.full_like(mean, width), narrow=True)
 
 
 def _likely_point(density: Density, mean: Tensor, free: int) -> Tensor:
