@@ -259,26 +259,11 @@ def sample(
     chosen = systematic(weights.values.to(latent.device).view(1, -1), generator)[0]
     chosen = chosen[torch.randperm(PILOT, generator=generator, device=latent.device)]
     starts = positions[chosen[torch.arange(plan.num_chains, device=latent.device) % PILOT]]
+    called = tuple(model_args or ()), dict(model_kwargs or {})
     kernel, warmup, trial = _kernel(latent, plan), plan.warmup_steps, None
     if plan.method == "cycle":
-        trial = VectorizedMCMC(
-            kernel,
-            TRIAL_STEPS,
-            warmup,
-            plan.num_chains,
-            latent.unpack(starts),
-            seed=trial_seed,
-            progress=progress,
-            record=record and replace(record, folder=Path(record.folder) / "warm-up"),
-        )
-        with stage("trial"):
-            trial.run(*(model_args or ()), **(model_kwargs or {}))
-        if trial.interrupted:
-            raise KeyboardInterrupt
-        if record is not None and record.resume:  # of warm-up, where there is nothing else yet
-            folder = Path(record.folder)
-            begun = world.broadcast_from_first(lambda: any(folder.glob("*.pt")))
-            record = replace(record, resume=begun)
+        trial = _trial(kernel, plan, latent.unpack(starts), trial_seed, progress, record, called)
+        record = _record_after_trial(record)
         repeats, time = world.broadcast_from_first(lambda: _repeats(trial, weights))
         kernel, warmup = Cycle(*trial.kernel.members.values(), repeats=repeats), 0
         if num_chains is None:  # more where the time allows it: wide batches are the cheaper ones
@@ -297,7 +282,7 @@ def sample(
         keep_draws=keep_draws,
         record=record,
     )
-    run.run(*(model_args or ()), **(model_kwargs or {}))
+    run.run(*called[0], **called[1])
     return Samples(plan.method, plan.reason, run, weights, trial)
 
 
@@ -386,6 +371,44 @@ def _kernel(latent: Target, plan: Plan) -> Kernel:
     if plan.method == "independence":
         return jumps
     return Cycle(HMC(latent, num_steps=LEAPFROGS, small_steps=SMALL_STEPS), jumps)
+
+
+def _trial(
+    kernel: Kernel,
+    plan: Plan,
+    starts: Mapping[str, Tensor],
+    seed: int,
+    progress: bool,
+    record: Record | None,
+    called: tuple[tuple[Any, ...], dict[str, Any]],
+) -> VectorizedMCMC:
+    """Warm-up of cycles, and the steps after it by which they are judged."""
+    trial = VectorizedMCMC(
+        kernel,
+        TRIAL_STEPS,
+        plan.warmup_steps,
+        plan.num_chains,
+        starts,
+        seed=seed,
+        progress=progress,
+        record=record and replace(record, folder=Path(record.folder) / "warm-up"),
+    )
+    with stage("trial"):
+        trial.run(*called[0], **called[1])
+    if trial.interrupted:
+        raise KeyboardInterrupt
+    return trial
+
+
+def _record_after_trial(record: Record | None) -> Record | None:
+    """The record, to be resumed only where there is more than the trial."""
+    if record is None or not record.resume:
+        return record
+    folder = Path(record.folder)
+    return replace(
+        record,
+        resume=processes().broadcast_from_first(lambda: any(folder.glob("*.pt"))),
+    )
 
 
 def _repeats(trial: VectorizedMCMC, weights: LogWeights) -> tuple[int, float]:
