@@ -21,6 +21,7 @@ from pyro_neuralrg.mcmc.target import Target, frozen
 from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.runtime.notebook import html_table
 from pyro_neuralrg.runtime.processes import processes
+from pyro_neuralrg.sampling.choice import LOCAL_CHAINS
 from pyro_neuralrg.sampling.draws import latent_target, log_density, sample, weighted_positions
 from pyro_neuralrg.statistics import Estimate, LogWeights, summarise
 from pyro_neuralrg.statistics.weights import FINITE_VARIANCE_K, MIN_EFFECTIVE_SAMPLES
@@ -32,8 +33,10 @@ ALIKE = 1e-6  # half a variance of log-weights that are as good as equal
 MIN_OVERLAP, WORST_RHAT = 50.0, 1.05  # of a bridge
 DRAWS_PER_ENTRY = 10  # effective ones, for each row of a covariance that is fitted
 DRAWS_PER_PARTICLE = 8
-DRAWS_PER_TARGET_DRAW, WELL_COVERED = 4, 0.05
-"""Draws of q for each of the target, which cost most of the time, where q is so effective."""
+WELL_COVERED = 0.05
+"""Effective fraction of q's draws from which on chains of the target may be short, so that there
+are as many as cost no more than few: their mixture is what is wanted, and a bridge sees if they
+disagree."""
 COARSE, FINE = 0.97, 0.99  # conditional ESS of two annealings
 """By a guide that left out a corner one alone was off by four of its errors, the other by two."""
 POSTERIOR = "draws (chains, draws) + site shape by site, as get_samples(group_by_chain=True)"
@@ -116,8 +119,8 @@ def evidence(
         target: a Pyro model, a LatticePotential or a batched energy.
         q: of a model an ``AutoContinuous`` guide, such as ``AutoHierarchicalFlow``; else a flow or
             FlowGuide; as of :func:`sample`.
-        num_draws: of q, at least 1000; a quarter as many of the target, as many where fewer than
-            one in twenty of q's are effective; an eighth as many particles, in each of two runs.
+        num_draws: of q, at least 1000, and as many of the target; an eighth as many particles, in
+            each of two runs.
         posterior: draws of the target, ``(chains, draws) + site shape`` by site, as
             ``get_samples(group_by_chain=True)`` gives them, here and in Pyro.
         model_args: of the model.
@@ -168,8 +171,8 @@ def evidence(
             if draws is None:
                 # jumps alone stick, seldom and long, where weights have the tail that leads here
                 given: Any = {"model_args": model_args, "model_kwargs": model_kwargs, **options}
-                fewer = DRAWS_PER_TARGET_DRAW if weights.ess >= WELL_COVERED else 1
-                run: Any = sample(target, q, num_draws // fewer, method="cycle", **given).run
+                given["num_chains"] = LOCAL_CHAINS if weights.ess >= WELL_COVERED else None
+                run: Any = sample(target, q, num_draws, method="cycle", **given).run
                 draws = _TargetDraws(run.positions, run.sample_stats["lp"])
             found, how, poor = _bridged(latent, weights, draws, generator)
             why = f"{why}; {how}"
