@@ -268,7 +268,8 @@ class LatticePotential(ABC):
         + (components,)``, and returns nats ``(batch,)``; the other arguments are those of the
         class. If it changes as a field is moved by a site,
         :meth:`flow` tells the sites apart: see :func:`site_features_of`. On an open lattice it is
-        not moved along sides below 6, whose sites are taken to be alike.
+        not moved along sides below 6, whose sites are taken to be alike. Of an energy with two
+        phases (a double well) the flow is ``flow(base=TwoModes(3.0))``.
 
         Raises:
             TypeError, ValueError: if fn returns no floating tensor, another shape or NaN, is not

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ EVALUATED_AT_ONCE = 1000
 """Fields of a part of the data whose density is computed at once, without a gradient."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DataFit:
     """A finished or stopped training on data; all losses in nats per field.
 
@@ -48,13 +48,20 @@ class DataFit:
         stopped: reason of an early end, else None.
     """
 
-    flow: Any = field(repr=False)
-    loss: npt.NDArray[np.float64] = field(repr=False)
-    checked: npt.NDArray[np.int64] = field(repr=False)
-    held_out: npt.NDArray[np.float64] = field(repr=False)
+    flow: Any
+    loss: npt.NDArray[np.float64]
+    checked: npt.NDArray[np.int64]
+    held_out: npt.NDArray[np.float64]
     best: int
     seconds: float
     stopped: str | None
+
+    def __repr__(self) -> str:
+        last = f", loss {self.loss[-1]:.6g} nats" if len(self.loss) else ""
+        held_out = f", held out {min(self.held_out):.6g}" if len(self.held_out) else ""
+        end = "" if self.stopped is None else f", stopped: {self.stopped}"
+        best = f"best step {self.best}{last}{held_out}"
+        return f"DataFit({best}, {self.seconds:.0f} s{end})"
 
 
 def fit_data(

@@ -97,6 +97,7 @@ def test_the_best_step_is_kept(flow: Any) -> None:
     assert cross_entropy(flow, other)[0] == pytest.approx(result.held_out.min())
     assert result.held_out[-1] > result.held_out.min() + 0.5
     assert len(result.loss) == 100
+    assert f"held out {result.held_out.min():.6g}" in repr(result)
 
 
 def test_repeats_with_its_seed_and_leaves_the_global_state(flow: Any) -> None:
