@@ -55,14 +55,14 @@ MOST_ASKED, SLACK = 6, 0.25  # cycles of a draw that a trial asks for
 """By a guide with 96 of 4096 draws effective, 10,000 draws of one cycle held 780 effective ones, 24
 a second; with 20 leapfrog steps 19 a second, and with adapted lengths or smaller steps fewer."""
 
-HEAVY_K = 0.6  # a k-hat above which there are twice as many, and six at least
-"""By a guide with k-hat 0.70 that 14 cycles took to forget, five a draw left R-hat at 1.057 and a
-mean off by 4.1 errors, ten 1.012 and 1.2; by one with 0.83 two a draw of three times as many chains
-left it at 1.21."""
-
 FAIR = 0.2  # effective fraction below which cycles are repeated, whatever a trial says
 """With 330 of 4096 effective one cycle, which the trial had asked for, left R-hat at 1.019 and a
 tail of 171 effective draws; four cycles 1.002 and 2,609."""
+
+HEAVY_K = 0.6  # a k-hat above which there are twice as many then, and six at least
+"""By a guide with k-hat 0.70 that 14 cycles took to forget, five a draw left R-hat at 1.057 and a
+mean off by 4.1 errors, ten 1.012 and 1.2; by one with 0.83 two a draw of three times as many chains
+left it at 1.21."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -415,8 +415,8 @@ def _repeats(trial: VectorizedMCMC, weights: LogWeights) -> tuple[int, float]:
     """How often a draw repeats the cycle, and an autocorrelation time in draws.
 
     As seldom as leaves the slowest coordinate of the trial ``LOCAL_TIME``. A short trial does not
-    see what is seldom visited: a small effective fraction of q's draws asks for more, and a heavy
-    tail for six at least, and for chains as long as the plan's. The time is otherwise the trial's.
+    see what is seldom visited: a small effective fraction of q's draws asks for more, with a heavy
+    tail for six at least and for chains as long as the plan's. The time is otherwise the trial's.
     """
     positions = trial.positions
     some = torch.linspace(0, positions.shape[-1] - 1, TRIAL_SITES).long().unique()
@@ -427,7 +427,7 @@ def _repeats(trial: VectorizedMCMC, weights: LogWeights) -> tuple[int, float]:
     if not time > 0:  # NaN where nothing moved
         time = MOST_ASKED * LOCAL_TIME
     asked = min(MOST_ASKED, max(1, math.ceil(time / LOCAL_TIME - SLACK)))
-    if weights.pareto_k > HEAVY_K:
+    if weights.pareto_k > HEAVY_K and weights.ess < FAIR:
         return max(2 * asked, MOST_ASKED), LOCAL_TIME
     return max(asked, min(MOST_ASKED, math.ceil(FAIR / weights.ess))), time / asked
 
