@@ -301,9 +301,8 @@ class AnnealingRun:
 
     def _move(self) -> dict[str, float]:
         """Move all particles at the present beta; mean acceptances by the name of the move."""
-        members = self.kernel.members
-        members["hmc"] = members["hmc"].tuned(step_size=self.step_size)
-        self.kernel = self.kernel.with_members(members).on(self.tempered)
+        tuning = {"hmc": {"step_size": self.step_size}}
+        self.kernel = self.kernel.with_tuning(tuning).on(self.tempered)
         state, info = self.kernel.step(self.tempered.state(self.particles), self.generator)
         self.particles = self.tempered.evaluated(state.position)
         self.gradient_evaluations += (info.gradient_evaluations + 1) * len(state.position)

@@ -14,11 +14,7 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer, check_type, copied
 from pyro_neuralrg.distributions.flow import FlowDistribution
-from pyro_neuralrg.free_energy.model_evidence import (
-    is_guide,
-    model_log_weights,
-    weighted_draws,
-)
+from pyro_neuralrg.free_energy.model_evidence import is_guide, model_log_weights, weighted_draws
 from pyro_neuralrg.infer.pyro_internals import numbers_may_fail
 from pyro_neuralrg.potentials.base import check_energy, check_separate, trial_pair
 from pyro_neuralrg.runtime.console import warn_user

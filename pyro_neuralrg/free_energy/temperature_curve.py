@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,10 +102,7 @@ class Thermodynamics:
 
     @property
     def gap_energy(self) -> Array:
-        """Derivative of the gap in beta per site, as the weights have it.
-
-        What the variational energy is off by.
-        """
+        """What the variational energy is off by: the derivative of the gap in beta, per site."""
         return self.variational_energy - self.energy
 
     @property
@@ -183,7 +180,7 @@ def thermodynamics(
 
 
 def _flows(flow: Any, number: int) -> list[Any]:
-    """The flow of each temperature."""
+    """The flow of each temperature: a conditional one as it is, any other as its distribution."""
     if isinstance(flow, ConditionalTransformModule):
         return [flow] * number
     accepted = (
@@ -195,17 +192,14 @@ def _flows(flow: Any, number: int) -> list[Any]:
         raise ValueError(
             f"flow has {len(flow)} flows for {number} temperatures; accepted: {accepted}"
         )
-    return [_fixed(one, index, accepted) for index, one in enumerate(flow)]
-
-
-def _fixed(flow: Any, index: int, accepted: str) -> Any:
-    """A conditional flow as it is, any other as its distribution."""
-    if isinstance(flow, ConditionalTransformModule):
-        return flow
-    try:
-        return as_distribution(flow)
-    except TypeError:
-        raise TypeError(f"flow[{index}] is {a_kind(flow)}; accepted: {accepted}") from None
+    flows = list(flow)
+    for index, one in enumerate(flow):
+        if not isinstance(one, ConditionalTransformModule):
+            try:
+                flows[index] = as_distribution(one)
+            except TypeError:
+                raise TypeError(f"flow[{index}] is {a_kind(one)}; accepted: {accepted}") from None
+    return flows
 
 
 def _samples(family: IsingDualFamily, flow: Any, context: Tensor, n: int) -> Tensor:
@@ -275,12 +269,9 @@ def _row(target: IsingDual, samples: Tensor, weights: LogWeights) -> dict[str, f
     }
     if sites > MOST_CORRELATED:
         exact["susceptibility"] = lambda: math.nan
-    return row | {f"exact_{name}": _or_nan(function) for name, function in exact.items()}
-
-
-def _or_nan(exact: Callable[[], float]) -> float:
-    """The exact figure, NaN where it is not known."""
-    try:
-        return exact()
-    except NotImplementedError:
-        return math.nan
+    for name, function in exact.items():
+        try:
+            row[f"exact_{name}"] = function()
+        except NotImplementedError:
+            row[f"exact_{name}"] = math.nan
+    return row

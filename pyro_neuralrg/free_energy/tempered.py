@@ -5,19 +5,18 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from scipy.optimize import brentq
 from torch import Tensor
+from typing_extensions import Self
 
 from pyro_neuralrg.bases import NORMAL
 from pyro_neuralrg.mcmc import ChainState
 from pyro_neuralrg.mcmc.target import Target, energy_and_gradient
 from pyro_neuralrg.statistics import kish_fractions
-
-AnyTempered = TypeVar("AnyTempered", bound="TemperedTarget")
 
 SMALLEST_STEP = 1e-15  # of beta
 
@@ -58,7 +57,7 @@ class TemperedTarget(Target):
     def start_flow(self) -> TransformModule | None:
         return self.whole.start_flow
 
-    def at(self: AnyTempered, beta: float) -> AnyTempered:
+    def at(self, beta: float) -> Self:
         """The same family at another beta."""
         other = copy.copy(self)
         other.beta = beta
@@ -82,9 +81,8 @@ class TemperedTarget(Target):
         return self._mixed(energy, base_energy), self._mixed(gradient, base_gradient)
 
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
-        size = self.chain_batch_size or max(1, len(positions))
-        parts = [self.whole.physical(part) for part in positions.split(size)]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        found: dict[str, Tensor] = self.by_batches(self.whole.physical, positions)
+        return found
 
     def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
         """Draws of p."""

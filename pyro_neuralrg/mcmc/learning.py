@@ -187,10 +187,7 @@ class LengthLearner(Learner):
 
     @property
     def most_steps(self) -> int:
-        """Steps that the longest trajectory may have by now: ten, one more with each step.
-
-        A chain far out, which makes the step small for all, is not waited for.
-        """
+        """Steps that the longest trajectory may have by now: ten, one more with each step."""
         return self.FIRST_STEPS + self._steps
 
 
@@ -205,8 +202,6 @@ class TrajectoryLength(LengthLearner):
     Numerators and denominators of slopes are averaged over the last steps, which together see the
     whole of (0, T). Adam, as in the paper, divides by the root of averaged squares instead, which
     lag behind while T grows: it led beyond the first maximum, to others.
-
-    T is at least the mean distance of a chain from its own middle along that direction: 0.8 s.
     """
 
     FIRST_RATE, LAST_RATE, FALLING = 0.15, 0.03, 100  # step in ln T for a slope of one

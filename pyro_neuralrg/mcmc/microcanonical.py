@@ -22,7 +22,7 @@ import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_choice, check_integer, check_number
+from pyro_neuralrg.arguments import check_choice, check_integer
 from pyro_neuralrg.mcmc.hmc import DIVERGENCE_THRESHOLD, QuasiRandomLengths
 from pyro_neuralrg.mcmc.kernel import (
     ChainState,
@@ -31,6 +31,7 @@ from pyro_neuralrg.mcmc.kernel import (
     Step,
     StepInfo,
     Trajectory,
+    check_positive,
     gradient_of,
     normals_like,
 )
@@ -55,8 +56,7 @@ LARGEST_RATIO = 100.0
 class Path(NamedTuple):
     """Steps of all chains: sum and mean square of their energy errors; whether all were made."""
 
-    state: ChainState
-    direction: Tensor
+    state: ChainState  # with the last direction
     error: Tensor
     mean_square: Tensor
     is_sound: Tensor
@@ -68,6 +68,7 @@ class Microcanonical(LocalKernel):
     """Common part of :class:`MCLMC` and :class:`MAMS`, whose arguments are documented there."""
 
     needs_gradient = True
+    trajectory_length: float
 
     def __init__(
         self,
@@ -78,18 +79,14 @@ class Microcanonical(LocalKernel):
         **options: Any,
     ) -> None:
         super().__init__(target, step_size=step_size, **options)
-        accepted = "a finite number > 0"
-        self.trajectory_length: float = check_number(
-            "trajectory_length", trajectory_length, accepted, above=0
-        )
+        self.trajectory_length = check_positive("trajectory_length", trajectory_length)
         self.integrator = check_choice("integrator", integrator, INTEGRATORS)
 
     def length_learner(self) -> DecorrelationLength:
         return DecorrelationLength(self.trajectory_length)
 
     def init(self, positions: Tensor) -> ChainState:
-        """See :class:`Kernel`; a single dimension has no directions to turn in, and is refused."""
-        if self.target.dim < 2:
+        if self.target.dim < 2:  # there is no direction to turn in
             name = type(self).__name__
             raise ValueError(f"target has 1 dimension; accepted by {name}: at least 2")
         return super().init(positions)
@@ -127,7 +124,8 @@ class Microcanonical(LocalKernel):
         velocity = math.sqrt(start.shape[-1]) * mass.displacement(direction)
         path = Trajectory(start, state.position, velocity, n_steps * self.step_size)
         evaluations = n_steps * len(INTEGRATORS[self.integrator][1])
-        return Path(state, direction, total, squares / n_steps, is_sound, path, evaluations)
+        state = state._replace(direction=direction)
+        return Path(state, total, squares / n_steps, is_sound, path, evaluations)
 
 
 class MCLMC(Microcanonical):
@@ -151,9 +149,6 @@ class MCLMC(Microcanonical):
         num_steps: steps of a draw, >= 1: more need less memory, not fewer gradients.
         energy_variance: what warm-up aims at, nats^2, > 0.
         integrator: "minimal_norm", of two gradients a step, or "leapfrog", of one.
-
-    Raises:
-        TypeError, ValueError: as for ``HMC``.
 
     References:
         Robnik, De Luca, Silverstein, Seljak, "Microcanonical Hamiltonian Monte Carlo" (2023);
@@ -185,9 +180,8 @@ class MCLMC(Microcanonical):
     ) -> None:
         options: Any = {"inverse_mass": inverse_mass, "shape": shape, "flow": flow}
         super().__init__(target, step_size, trajectory_length, integrator, **options)
-        accepted = "a finite number > 0"
         self.num_steps = check_integer("num_steps", num_steps, 1)
-        self.energy_variance = check_number("energy_variance", energy_variance, accepted, above=0)
+        self.energy_variance = check_positive("energy_variance", energy_variance)
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, biased)"
@@ -205,12 +199,11 @@ class MCLMC(Microcanonical):
             direction = random_direction(state.position, generator)
         options = self.num_steps, self.trajectory_length, generator, DIVERGENCE_THRESHOLD
         path = self._path(state, direction, *options)
-        new = path.state._replace(direction=path.direction)
-        return new, StepInfo(
+        return path.state, StepInfo(
             acceptance_rate=path.is_sound.to(state.energy),
             accepted=path.is_sound,
             diverging=~path.is_sound,
-            hamiltonian=new.energy,
+            hamiltonian=path.state.energy,
             n_steps=self.num_steps,
             gradient_evaluations=path.evaluations,
             trajectory=path.trajectory,
@@ -229,14 +222,9 @@ class MAMS(QuasiRandomLengths, Microcanonical):
     it ends with are too long for chains that begin far out: these need a warm-up.
 
     Args:
-        target, inverse_mass, shape, flow: as for :class:`HMC`.
-        step_size: of the integrator, > 0; the speed is the mean one of HMC.
+        target, inverse_mass, shape, flow, step_size, integrator: as for :class:`MCLMC`.
         trajectory_length: L, mean time of a trajectory, > 0.
         max_steps: steps that no trajectory exceeds, >= 1.
-        integrator: "minimal_norm", of two gradients a step, or "leapfrog", of one.
-
-    Raises:
-        TypeError, ValueError: as for ``HMC``.
 
     References:
         Robnik, Cohn-Gordon, Seljak, "Metropolis Adjusted Microcanonical Hamiltonian Monte Carlo"
@@ -270,7 +258,6 @@ class MAMS(QuasiRandomLengths, Microcanonical):
         self.max_steps = check_integer("max_steps", max_steps, 1)
 
     def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
-        """Integrate the next trajectory of the sequence; accept or reject its end."""
         state, n_steps = self._next_length(state, 2 * self.trajectory_length)
         direction = random_direction(state.position, generator)
         path = self._path(state, direction, n_steps, math.inf, generator)

@@ -319,9 +319,9 @@ class ModelTarget(Target):
         Vectorised by ``torch.func.vmap`` where the model is.
         """
         if self._transport is not None:
-            flow, behind, order = self._transport
             with torch.no_grad():
-                return behind.computed(forward_and_ladj(flow, positions, 1)[0][..., order])
+                behind, x, _ = self._behind(positions)
+                return behind.computed(x)
         if not self._computed:
             return {}
 

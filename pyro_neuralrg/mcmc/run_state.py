@@ -53,25 +53,6 @@ class RunState(NamedTuple):
         """Steps taken, of warm-up and draws."""
         return self.warmed_up + self.drawn
 
-    def after(
-        self,
-        number: int,
-        is_draw: bool,
-        chains: ChainState,
-        random: Tensor,
-        evaluations: int,
-        seconds: float,
-    ) -> RunState:
-        """The state after so many steps of the warm-up, or draws, that cost so much."""
-        return RunState(
-            chains,
-            random,
-            self.warmed_up + number * (not is_draw),
-            self.drawn + number * is_draw,
-            self.gradient_evaluations.plus(evaluations, is_draw),
-            self.seconds.plus(seconds, is_draw),
-        )
-
     def contents(self, world: Processes) -> dict[str, Any]:
         """The entries of a file that hold the states of all processes."""
         mark = {"warmed_up": self.warmed_up, "drawn": self.drawn}

@@ -6,26 +6,22 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
+from typing_extensions import Self
 
 from pyro_neuralrg.arguments import copied
 from pyro_neuralrg.bases import NORMAL, StandardNormal, base_of
-from pyro_neuralrg.distributions.flow import (
-    check_flow,
-    flow_dtype_and_device,
-)
+from pyro_neuralrg.distributions.flow import check_flow, flow_dtype_and_device
 from pyro_neuralrg.infer.pyro_internals import is_numerical, numbers_may_fail
 from pyro_neuralrg.lattice import MAX_DIM, check_shape
 from pyro_neuralrg.potentials.base import LatticePotential, check_separate, trial_pair
 from pyro_neuralrg.transforms.base import forward_and_ladj, inverse_and_ladj
-
-AnyTarget = TypeVar("AnyTarget", bound="Target")
 
 
 class Target(ABC):
@@ -99,7 +95,7 @@ class Target(ABC):
         draws = (base or self.base).sample((chains, *shape), len(shape), **options)
         return draws.reshape(chains, -1)
 
-    def in_batches(self: AnyTarget, chain_batch_size: int | None) -> AnyTarget:
+    def in_batches(self, chain_batch_size: int | None) -> Self:
         """Return this target, evaluated for that many chains at once."""
         other = copy.copy(self)
         other.chain_batch_size = chain_batch_size
@@ -148,14 +144,11 @@ class Target(ABC):
         return found
 
     def by_batches(self, function: Callable[[Tensor], Any], positions: Tensor) -> Any:
-        """A function's result for positions, a tensor or a tuple, computed a batch at a time."""
+        """A function's result for positions, computed a batch at a time."""
         size = self.chain_batch_size
         if size is None or len(positions) <= size:
             return function(positions)
-        parts = [function(part) for part in positions.split(size)]
-        if isinstance(parts[0], Tensor):
-            return torch.cat(parts)
-        return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
+        return concatenated([function(part) for part in positions.split(size)])
 
     def _evaluate(self, positions: Tensor) -> Tensor:
         """Energies of one batch, with a graph: to be defined, or else the next two."""
@@ -334,7 +327,6 @@ class EnergyTarget(Target):
         return self._energy, id(self.flow), self.base, *of_positions
 
     def _evaluate(self, positions: Tensor) -> Tensor:
-        """Energies with a graph."""
         return self._energies(positions.reshape(-1, *self.shape))
 
     def _energies(self, x: Tensor) -> Tensor:
@@ -425,6 +417,15 @@ class LatentTarget(EnergyTarget):
 
     def _unconstrain(self, name: str, value: Tensor) -> Tensor:
         return self._map.to_normal(value, len(self.shape))[0]
+
+
+def concatenated(parts: Sequence[Any]) -> Any:
+    """Tensors, tuples of tensors or tensors by name, joined along the first axis."""
+    if isinstance(parts[0], dict):
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    if isinstance(parts[0], tuple):
+        return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
+    return torch.cat(list(parts))
 
 
 def energy_and_gradient(
