@@ -147,10 +147,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_leftovers(folder: Path, names: str, older_than: float = math.inf) -> None:
-    """Remove what killed processes left of files that match ``names``, as for ``Path.glob``.
-
-    What was written after ``older_than``, in seconds since the epoch, stays.
-    """
+    """Remove what killed processes left, before ``older_than``, of files such as ``names``."""
     for left in folder.glob(f".{names}.*.tmp"):
         with suppress(OSError):  # it does no harm
             if left.stat().st_mtime < older_than:

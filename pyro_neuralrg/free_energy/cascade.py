@@ -139,7 +139,7 @@ def cascade(
             _go(runs[0], bar, 0)
             positions, log_weights = runs[0].particles.positions, runs[0].log_weights
         else:
-            positions = latents[0].pack({latents[0].name: reference}, num_particles)
+            positions = latents[0].pack({"x": reference}, num_particles)
             log_weights = positions.new_zeros(num_particles, dtype=torch.float64)
         for number in range(1, len(latents)):
             kept = sites_of_scale(flows[number].circuit, 1).flatten().to(positions.device)

@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from pyro_neuralrg.bases import NORMAL
 from pyro_neuralrg.mcmc import ChainState
+from pyro_neuralrg.mcmc.kernel import uniforms_like
 from pyro_neuralrg.mcmc.target import Target, energy_and_gradient
 from pyro_neuralrg.statistics import kish_fractions
 
@@ -151,10 +152,7 @@ class RefinedTarget(TemperedTarget):
 
 
 def next_beta(log_ratio: Tensor, log_weights: Tensor, beta: float, fraction: float) -> float:
-    """The beta at which the conditional ESS falls to ``fraction``, or 1 if it does not.
-
-    The weights of the particles, so far ``log_weights``, take in w^(change of beta).
-    """
+    """The beta at which the conditional ESS falls to ``fraction``, or 1 if it does not."""
     alive = torch.isfinite(log_ratio) & torch.isfinite(log_weights)
     log_ratio, log_weights = log_ratio[alive], log_weights[alive]
     if conditional_ess(log_ratio * (1.0 - beta), log_weights) >= fraction:
@@ -199,10 +197,8 @@ def systematic(log_weights: Tensor, generator: torch.Generator) -> Tensor:
 
     Entry i is chosen n W_i times in expectation, and never more than one time off that.
     """
-    rows, size = log_weights.shape
-    start = torch.rand(
-        rows, 1, generator=generator, dtype=log_weights.dtype, device=log_weights.device
-    )
+    size = log_weights.shape[1]
+    start = uniforms_like(log_weights[:, :1], generator)
     points = (start + torch.arange(size, device=log_weights.device)) / size
     cumulative = torch.softmax(log_weights, -1).cumsum(-1)
     # the last weight above zero takes what rounding leaves

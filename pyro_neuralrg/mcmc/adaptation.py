@@ -173,10 +173,7 @@ class Warmup:
         return 0
 
     def finish(self) -> Kernel:
-        """Return the kernel for the draws, with averaged step sizes and lengths.
-
-        Warns of chains that do not agree over the second half of the warm-up of a length.
-        """
+        """Return the kernel for the draws; warn if chains do not agree that learned a length."""
         self._tune(averaged=True)
         steps = self._agreement.steps
         rhat = self._agreement.rhat if steps >= RHAT_STEPS else math.nan

@@ -190,15 +190,13 @@ class ChEESHMC(QuasiRandomLengths):
     Without the division, as in the first paper, T came to rest at the third maximum of a normal
     target: on 20 standard normals 64 effective samples of the squares for each 1000 gradients.
 
-    With ``criterion="snaper"`` C is that of the projection of the position on v.
-
     Args:
         target, shape, flow: as for :class:`HMC`.
         step_size: leapfrog step, > 0, to begin with.
         trajectory_length: longest time of a trajectory, > 0; the mean is half of it. None begins
             with one leapfrog step.
         max_steps: leapfrog steps that no trajectory exceeds, >= 1.
-        criterion: "chees" or "snaper", see above.
+        criterion: "chees", or "snaper": C of the projection of the position on v.
         inverse_mass: as for ``HMC``; the criterion is that of positions in units of it.
 
     References:
@@ -253,12 +251,9 @@ def hamiltonian_step(
     state: ChainState,
     n_steps: int,
     generator: torch.Generator | None,
-    scale: Tensor | None = None,
+    scale: Tensor | None = None,  # (chains, 1)
 ) -> Step:
-    """Draw momenta, integrate ``n_steps`` leapfrog steps, accept or reject their end.
-
-    The step size is the kernel's, times ``scale`` of each chain, ``(chains, 1)``.
-    """
+    """Draw momenta, make leapfrog steps, ``scale`` times as long, accept or reject their end."""
     position, mass = state.position, kernel.mass(state.position)
     momentum = mass.momentum(normals_like(position, generator))
     before = state.energy + mass.kinetic_energy(momentum)

@@ -311,11 +311,7 @@ class Mass:
 
     @staticmethod
     def of(inverse: Tensor | None, like: Tensor) -> Mass:
-        """The mass of an inverse (None: the identity) for positions such as ``like``.
-
-        Raises:
-            ValueError: if it is that of another number of coordinates.
-        """
+        """The mass of an inverse (None: the identity) for positions such as ``like``."""
         dim = like.shape[-1]
         if inverse is None:
             ones = like.new_ones(dim)
@@ -431,10 +427,7 @@ def uniforms_like(like: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def is_covariance(values: Any) -> bool:
-    """Report whether these can be an inverse mass: finite, and positive.
-
-    Variances, a covariance matrix, or variances beside directions at right angles.
-    """
+    """Report whether these can be an inverse mass, in one of the forms that :class:`HMC` takes."""
     if not isinstance(values, Tensor) or not bool(values.isfinite().all()):
         return False
     if values.dim() == 1:

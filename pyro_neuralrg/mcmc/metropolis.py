@@ -31,10 +31,7 @@ from pyro_neuralrg.transforms.scales import number_of_scales, sites_of_scale
 def metropolis(
     state: ChainState, proposal: ChainState, log_ratio: Tensor, generator: torch.Generator | None
 ) -> Step:
-    """Accept or reject each chain's proposal by its ln of the Metropolis-Hastings ratio.
-
-    A chain whose ratio is not finite rejects. The info is that of a kernel without momenta.
-    """
+    """Accept or reject by ln of the Metropolis-Hastings ratio; reject where it is not finite."""
     probability, accepted, failed = _accept(log_ratio, uniforms_like(log_ratio, generator))
     new = chosen_chains(accepted, proposal, state)
     return new, StepInfo(probability, accepted, failed, new.energy, 0, 1)

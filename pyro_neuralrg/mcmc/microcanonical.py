@@ -16,7 +16,7 @@ Times of the papers on microcanonical sampling, whose speed is 1, are :math:`\sq
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
@@ -51,17 +51,6 @@ LONGEST_TURN = 25.0
 
 LARGEST_RATIO = 100.0
 """In units of the variance aimed at: more of one chain's energy error tells nothing more."""
-
-
-class Path(NamedTuple):
-    """Steps of all chains: sum and mean square of their energy errors; whether all were made."""
-
-    state: ChainState  # with the last direction
-    error: Tensor
-    mean_square: Tensor
-    is_sound: Tensor
-    trajectory: Trajectory
-    evaluations: int
 
 
 class Microcanonical(LocalKernel):
@@ -99,11 +88,11 @@ class Microcanonical(LocalKernel):
         decoherence: float,
         generator: torch.Generator | None,
         barrier: float = math.inf,
-    ) -> Path:
-        """Integrate, each step after a random turn.
+    ) -> tuple[ChainState, StepInfo, Tensor]:
+        """Integrate, each step after a random turn; return the sum of the energy errors as well.
 
-        A chain stays, and turns round, where a step is not finite or its error above the barrier.
-        Directions have a time of ``decoherence``; they do not turn at random if it is infinite.
+        A chain stays, and turns round, where a step is not finite or its error above the barrier;
+        one that made all steps is accepted. Directions have a time of ``decoherence``.
         """
         start, zero = state.position, torch.zeros_like(state.energy)
         mass = self.mass(start)
@@ -123,9 +112,17 @@ class Microcanonical(LocalKernel):
             is_sound = is_sound & sound
         velocity = math.sqrt(start.shape[-1]) * mass.displacement(direction)
         path = Trajectory(start, state.position, velocity, n_steps * self.step_size)
-        evaluations = n_steps * len(INTEGRATORS[self.integrator][1])
-        state = state._replace(direction=direction)
-        return Path(state, total, squares / n_steps, is_sound, path, evaluations)
+        info = StepInfo(
+            acceptance_rate=is_sound.to(zero),
+            accepted=is_sound,
+            diverging=~is_sound,
+            hamiltonian=state.energy,
+            n_steps=n_steps,
+            gradient_evaluations=n_steps * len(INTEGRATORS[self.integrator][1]),
+            trajectory=path,
+            energy_error=squares / n_steps,
+        )
+        return state._replace(direction=direction), info, total
 
 
 class MCLMC(Microcanonical):
@@ -198,17 +195,7 @@ class MCLMC(Microcanonical):
         if direction is None:
             direction = random_direction(state.position, generator)
         options = self.num_steps, self.trajectory_length, generator, DIVERGENCE_THRESHOLD
-        path = self._path(state, direction, *options)
-        return path.state, StepInfo(
-            acceptance_rate=path.is_sound.to(state.energy),
-            accepted=path.is_sound,
-            diverging=~path.is_sound,
-            hamiltonian=path.state.energy,
-            n_steps=self.num_steps,
-            gradient_evaluations=path.evaluations,
-            trajectory=path.trajectory,
-            energy_error=path.mean_square,
-        )
+        return self._path(state, direction, *options)[:2]
 
 
 class MAMS(QuasiRandomLengths, Microcanonical):
@@ -260,13 +247,13 @@ class MAMS(QuasiRandomLengths, Microcanonical):
     def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
         state, n_steps = self._next_length(state, 2 * self.trajectory_length)
         direction = random_direction(state.position, generator)
-        path = self._path(state, direction, n_steps, math.inf, generator)
-        log_ratio = torch.where(path.is_sound, -path.error, -math.inf)
-        new, info = metropolis(state, path.state, log_ratio, generator)
+        end, path, error = self._path(state, direction, n_steps, math.inf, generator)
+        log_ratio = torch.where(path.accepted, -error, -math.inf)
+        new, info = metropolis(state, end, log_ratio, generator)
         return new, info._replace(
-            diverging=~(path.is_sound & (path.error < DIVERGENCE_THRESHOLD)),
+            diverging=path.diverging | ~(error < DIVERGENCE_THRESHOLD),
             n_steps=n_steps,
-            gradient_evaluations=path.evaluations,
+            gradient_evaluations=path.gradient_evaluations,
             trajectory=path.trajectory,
         )
 

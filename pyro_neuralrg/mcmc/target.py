@@ -258,13 +258,12 @@ class Target(ABC):
 
 
 class EnergyTarget(Target):
-    """A batched energy of one field, in physical space.
+    """A batched energy of one field, the site ``x``, in physical space.
 
     Args:
         energy: a LatticePotential, or a differentiable callable of a field ``(chains,) + shape`` to
             nats of shape ``(chains,)``.
         shape: of the field; None takes the potential's.
-        name: of the site.
         dtype: of positions; torch's default if None.
         device: of positions; the potential's or torch's default if None.
 
@@ -278,7 +277,6 @@ class EnergyTarget(Target):
         energy: LatticePotential | Callable[[Tensor], Tensor],
         shape: tuple[int, ...] | None = None,
         *,
-        name: str = "x",
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
@@ -291,8 +289,7 @@ class EnergyTarget(Target):
             accepted = "the lattice shape of the field that the energy takes"
             raise ValueError(f"shape is {shape}; accepted: {own_shape or accepted}")
         self.shape = check_shape(own_shape, most=MAX_DIM + 1)  # of a vector field as well
-        self.name = name
-        self.sites = self.lattices = {name: self.shape}
+        self.sites = self.lattices = {"x": self.shape}
         empty = torch.empty(0, dtype=dtype, device=device)
         self.dtype, self.device = empty.dtype, empty.device
         with numbers_may_fail():
@@ -323,8 +320,7 @@ class EnergyTarget(Target):
         return self.from_base(chains, generator, NORMAL)
 
     def _source(self) -> tuple[Any, ...]:
-        of_positions = self.shape, self.name, self.dtype, self.device
-        return self._energy, id(self.flow), self.base, *of_positions
+        return self._energy, id(self.flow), self.base, self.shape, self.dtype, self.device
 
     def _evaluate(self, positions: Tensor) -> Tensor:
         return self._energies(positions.reshape(-1, *self.shape))
@@ -345,13 +341,13 @@ class EnergyTarget(Target):
 class LatentTarget(EnergyTarget):
     r"""A batched energy of one field, in the latent space of a flow (paper Eq. 6).
 
-    Its energy is :math:`U(z) = E(g(z)) - \ln|\det \partial g/\partial z|`. Positions are z, or
-    standard normals u with ``z = flow.base.from_normal(u)``, whose slope then enters as well.
+    Its energy is :math:`U(z) = E(g(z)) - \ln|\det \partial g/\partial z|`. Positions, the site
+    ``x_latent``, are z, or standard normals u with ``z = flow.base.from_normal(u)``, whose slope
+    then enters as well.
 
     Args:
         energy, shape: as for :class:`EnergyTarget`.
         flow: ``x = flow(z)``, of the field's shape; positions are in its dtype and on its device.
-        name: of the physical site; the latent one is ``{name}_latent``.
         from_normal: as of :class:`~pyro_neuralrg.infer.FlowReparam`.
 
     Raises:
@@ -366,12 +362,11 @@ class LatentTarget(EnergyTarget):
         flow: TransformModule,
         shape: tuple[int, ...] | None = None,
         *,
-        name: str = "x",
         from_normal: bool = False,
     ) -> None:
         check_flow(flow)
         dtype, device = flow_dtype_and_device(flow)
-        super().__init__(energy, shape, name=name, dtype=dtype, device=device)
+        super().__init__(energy, shape, dtype=dtype, device=device)
         flow_shape = tuple(getattr(flow, "shape", self.shape))
         if flow_shape != self.shape or flow.domain.event_dim > len(self.shape):
             raise ValueError(
@@ -380,25 +375,25 @@ class LatentTarget(EnergyTarget):
         self.flow = flow
         self.base = NORMAL if from_normal else base_of(flow)
         self._map = base_of(flow) if from_normal else NORMAL  # from positions to latents
-        self.sites = {f"{name}_latent": self.shape}
-        self.flow_sites = {f"{name}_latent": (name, flow)}
+        self.sites = {"x_latent": self.shape}
+        self.flow_sites = {"x_latent": ("x", flow)}
 
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
             z = self._latents(positions)[0]
             x = forward_and_ladj(self.flow, z, len(self.shape))[0]
-        return {self.name: x.reshape(*positions.shape[:-1], *self.shape)}
+        return {"x": x.reshape(*positions.shape[:-1], *self.shape)}
 
     def latent(self, positions: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
             z = self._latents(positions)[0]
-        return {name: z.reshape(*positions.shape[:-1], *self.shape) for name in self.sites}
+        return {"x_latent": z.reshape(*positions.shape[:-1], *self.shape)}
 
     def initial(self, chains: int, generator: torch.Generator, start: Any = None) -> Tensor:
         """Draws of the flow; of the prior, standard normals in physical space."""
         if start == "prior":
             x = super().initial(chains, generator).reshape(-1, *self.shape)
-            return self.pack({self.name: x}, chains)
+            return self.pack({"x": x}, chains)
         if start not in (None, "flow"):
             return super().initial(chains, generator, start)
         return self.from_base(chains, generator)

@@ -23,11 +23,7 @@ class MemoryLimitError(ValueError):
 
 
 def check_fits(asked: str, size: float, device: torch.device, otherwise: str = "") -> None:
-    """Raise a MemoryLimitError if ``size`` bytes on ``device`` are more than there are.
-
-    Its message says what was ``asked`` for, such as "shape is (8, 8)", and what is accepted
-    ``otherwise``.
-    """
+    """Raise a MemoryLimitError if what was ``asked`` for takes more bytes than ``device`` has."""
     there = available_memory(device)
     if size > there:
         raise MemoryLimitError(
