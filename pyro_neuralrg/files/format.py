@@ -32,16 +32,11 @@ class FileFormat:
 
     The SHA-256 is over name, version and all that follows. It is checked before anything is parsed,
     so that no changed bit passes: torch's own reader checks none.
-
-    Attributes:
-        name: name of the format.
-        version: the version that is written and read.
-        writer: the function that writes it, for messages.
     """
 
     name: str
     version: int
-    writer: str
+    writer: str  # the call that writes it, for messages
 
     @property
     def kind(self) -> str:

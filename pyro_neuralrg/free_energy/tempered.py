@@ -82,8 +82,7 @@ class TemperedTarget(Target):
         return self._mixed(energy, base_energy), self._mixed(gradient, base_gradient)
 
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = self.by_batches(self.whole.physical, positions)
-        return found
+        return self.by_batches(self.whole.physical, positions)
 
     def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
         """Draws of p."""
@@ -113,10 +112,8 @@ class RefinedTarget(TemperedTarget):
 
     .. math:: p(y) = e^{-U_c(y_c)}\, N(y_f; 0, 1)
 
-    Args:
-        target, beta, batch_size: as of :class:`TemperedTarget`.
-        coarse: the target of energy :math:`U_c`, of as many variables as there are ``kept``.
-        kept: the coordinates :math:`y_c` of a position, in the order of those of ``coarse``.
+    ``coarse`` is the target of energy :math:`U_c`, ``kept`` are the coordinates :math:`y_c` of a
+    position, in the order of its own.
     """
 
     def __init__(
@@ -157,11 +154,11 @@ def next_beta(log_ratio: Tensor, log_weights: Tensor, beta: float, fraction: flo
     log_ratio, log_weights = log_ratio[alive], log_weights[alive]
     if conditional_ess(log_ratio * (1.0 - beta), log_weights) >= fraction:
         return 1.0
-    step: float = brentq(
-        lambda change: conditional_ess(log_ratio * change, log_weights) - fraction,
-        *(0.0, 1.0 - beta),
-        xtol=SMALLEST_STEP,
-    )
+
+    def excess(change: float) -> float:
+        return conditional_ess(log_ratio * change, log_weights) - fraction
+
+    step = brentq(excess, 0.0, 1.0 - beta, xtol=SMALLEST_STEP)
     return min(1.0, beta + max(step, SMALLEST_STEP))
 
 

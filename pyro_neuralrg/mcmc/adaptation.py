@@ -267,11 +267,9 @@ def _window_ends(steps: int) -> list[int]:
 def _of_all(info: StepInfo, world: Processes) -> StepInfo:
     """The info with the acceptance, and the trajectory if there is one, of all chains."""
     path, error = info.trajectory, info.energy_error
-    if path is not None and world.size > 1:
-        path = path.mapped(world.gather)
     return info._replace(
         acceptance_rate=world.gather(info.acceptance_rate),
-        trajectory=path,
+        trajectory=None if path is None else path.mapped(world.gather),
         energy_error=None if error is None else world.gather(error),
     )
 

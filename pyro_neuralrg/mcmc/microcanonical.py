@@ -16,7 +16,6 @@ Times of the papers on microcanonical sampling, whose speed is 1, are :math:`\sq
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
@@ -58,18 +57,7 @@ class Microcanonical(LocalKernel):
 
     needs_gradient = True
     trajectory_length: float
-
-    def __init__(
-        self,
-        target: TargetLike,
-        step_size: float,
-        trajectory_length: float,
-        integrator: str,
-        **options: Any,
-    ) -> None:
-        super().__init__(target, step_size=step_size, **options)
-        self.trajectory_length = check_positive("trajectory_length", trajectory_length)
-        self.integrator = check_choice("integrator", integrator, INTEGRATORS)
+    integrator: str
 
     def length_learner(self) -> DecorrelationLength:
         return DecorrelationLength(self.trajectory_length)
@@ -175,8 +163,11 @@ class MCLMC(Microcanonical):
         shape: tuple[int, ...] | None = None,
         flow: TransformModule | None = None,
     ) -> None:
-        options: Any = {"inverse_mass": inverse_mass, "shape": shape, "flow": flow}
-        super().__init__(target, step_size, trajectory_length, integrator, **options)
+        super().__init__(
+            target, step_size=step_size, inverse_mass=inverse_mass, shape=shape, flow=flow
+        )
+        self.trajectory_length = check_positive("trajectory_length", trajectory_length)
+        self.integrator = check_choice("integrator", integrator, INTEGRATORS)
         self.num_steps = check_integer("num_steps", num_steps, 1)
         self.energy_variance = check_positive("energy_variance", energy_variance)
 
@@ -240,8 +231,11 @@ class MAMS(QuasiRandomLengths, Microcanonical):
         shape: tuple[int, ...] | None = None,
         flow: TransformModule | None = None,
     ) -> None:
-        options: Any = {"inverse_mass": inverse_mass, "shape": shape, "flow": flow}
-        super().__init__(target, step_size, trajectory_length, integrator, **options)
+        super().__init__(
+            target, step_size=step_size, inverse_mass=inverse_mass, shape=shape, flow=flow
+        )
+        self.trajectory_length = check_positive("trajectory_length", trajectory_length)
+        self.integrator = check_choice("integrator", integrator, INTEGRATORS)
         self.max_steps = check_integer("max_steps", max_steps, 1)
 
     def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:

@@ -50,10 +50,7 @@ def kept_bytes(size: float, processes: int) -> float:
 
 
 def available_memory(device: torch.device) -> float:
-    """Bytes that this process can have, infinite where the system does not tell.
-
-    Processes that share the memory of a device have equal parts of it.
-    """
+    """Bytes that this process can have, its part of a device; infinite where it is not told."""
     sharing = processes_here()
     if device.type == "cuda":
         there = float(torch.cuda.mem_get_info(device)[0])
