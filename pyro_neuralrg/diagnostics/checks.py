@@ -76,13 +76,10 @@ class Finding:
 
 
 class Facts(NamedTuple):
-    """Input of the checks: arrays ``(chains, draws, ...)`` and figures by variable.
+    """Input of the checks: arrays ``(chains, draws, ...)`` and figures by variable."""
 
-    Where a field is masked its draws are zero, its figures NaN.
-    """
-
-    draws: Mapping[str, FloatArray]
-    figures: Mapping[str, FieldSummary]
+    draws: Mapping[str, FloatArray]  # zero where a field is masked
+    figures: Mapping[str, FieldSummary]  # NaN there
     stats: Mapping[str, FloatArray]
     unconstrained: Mapping[str, FloatArray]
     pareto_k: float

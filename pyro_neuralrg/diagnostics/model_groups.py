@@ -41,11 +41,8 @@ class Data(NamedTuple):
 class ModelGroups:
     """ArviZ's groups that take runs of the model, which are aside and leave random numbers alone.
 
-    Args:
-        model: a Pyro program as it is written; None of a run without one.
-        args: its arguments.
-        kwargs: likewise by keyword.
-        draws: ``(chains, draws, ...)`` by name, of its latent sites and of others.
+    The model is as it is written, None of a run without one. Its latent sites are among the draws,
+    ``(chains, draws, ...)`` by name.
     """
 
     def __init__(

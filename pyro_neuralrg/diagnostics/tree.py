@@ -179,10 +179,7 @@ def _distinct(dims: Sequence[str]) -> list[str]:
 
 
 def _variable_names(named: Mapping[tuple[str, str], Sequence[str]]) -> dict[str, str]:
-    """The name of each variable in all groups, given the dimensions of each in its group.
-
-    No variable is called like a dimension of a group that it is in.
-    """
+    """The name of each variable in all groups, which no dimension of a group of its has."""
     dims: dict[str, set[str]] = {}
     for (group, _), names in named.items():
         dims.setdefault(group, set()).update(names)

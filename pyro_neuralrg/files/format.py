@@ -32,16 +32,11 @@ class FileFormat:
 
     The SHA-256 is over name, version and all that follows. It is checked before anything is parsed,
     so that no changed bit passes: torch's own reader checks none.
-
-    Attributes:
-        name: name of the format.
-        version: the version that is written and read.
-        writer: the function that writes it, for messages.
     """
 
     name: str
     version: int
-    writer: str
+    writer: str  # the call that writes it, for messages
 
     @property
     def kind(self) -> str:
@@ -147,10 +142,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_leftovers(folder: Path, names: str, older_than: float = math.inf) -> None:
-    """Remove what killed processes left of files that match ``names``, as for ``Path.glob``.
-
-    What was written after ``older_than``, in seconds since the epoch, stays.
-    """
+    """Remove what killed processes left, before ``older_than``, of files such as ``names``."""
     for left in folder.glob(f".{names}.*.tmp"):
         with suppress(OSError):  # it does no harm
             if left.stat().st_mtime < older_than:

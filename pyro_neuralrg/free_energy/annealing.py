@@ -267,19 +267,20 @@ class AnnealingRun:
 
     def go(self, betas: Sequence[float] | None, after_each: Callable[[], object]) -> None:
         """Go on to beta = 1, by adaptive steps or given ones."""
+        fraction = self.settings.conditional_ess
         while self.beta < 1.0:
-            self.advance(self._next_beta() if betas is None else betas[len(self.stages) + 1])
+            if betas is not None:
+                beta = betas[len(self.stages) + 1]
+            elif len(self.stages) < MAX_TEMPERATURES:
+                beta = next_beta(self.particles.log_ratio, self.log_weights, self.beta, fraction)
+            else:
+                raise RuntimeError(
+                    f"beta is {self.beta} after {MAX_TEMPERATURES} temperatures: the energy of "
+                    "some particles is without bounds; use a better flow or a smaller "
+                    "conditional_ess"
+                )
+            self.advance(beta)
             after_each()
-
-    def _next_beta(self) -> float:
-        """The beta that leaves the effective fraction of the particles."""
-        if len(self.stages) >= MAX_TEMPERATURES:
-            raise RuntimeError(
-                f"beta is {self.beta} after {MAX_TEMPERATURES} temperatures: the energy of some "
-                "particles is without bounds; use a better flow or a smaller conditional_ess"
-            )
-        ratios, fraction = self.particles.log_ratio, self.settings.conditional_ess
-        return next_beta(ratios, self.log_weights, self.beta, fraction)
 
     def advance(self, beta: float) -> None:
         """Go on to the next beta: weigh, resample, move."""
@@ -301,9 +302,8 @@ class AnnealingRun:
 
     def _move(self) -> dict[str, float]:
         """Move all particles at the present beta; mean acceptances by the name of the move."""
-        members = self.kernel.members
-        members["hmc"] = members["hmc"].tuned(step_size=self.step_size)
-        self.kernel = self.kernel.with_members(members).on(self.tempered)
+        tuning = {"hmc": {"step_size": self.step_size}}
+        self.kernel = self.kernel.with_tuning(tuning).on(self.tempered)
         state, info = self.kernel.step(self.tempered.state(self.particles), self.generator)
         self.particles = self.tempered.evaluated(state.position)
         self.gradient_evaluations += (info.gradient_evaluations + 1) * len(state.position)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from pyro_neuralrg.free_energy.tempered import log_mean_exp
 from pyro_neuralrg.statistics import Estimate, LogWeights, summarise
 
 HALVINGS, MARGIN = 80, 50.0
@@ -63,7 +64,8 @@ def bridge(of_q: Tensor, of_target: Tensor) -> Bridge:
     low, high = float(finite.min()) - MARGIN, float(finite.max()) + MARGIN
     for _ in range(HALVINGS):
         c = 0.5 * (low + high)
-        if _log_mean(logsigmoid(of_q - c)) - _log_mean(logsigmoid(c - of_target)) > ratio:
+        left, right = logsigmoid(of_q - c), logsigmoid(c - of_target).flatten()
+        if log_mean_exp(left) - log_mean_exp(right) > ratio:
             low = c
         else:
             high = c
@@ -71,16 +73,12 @@ def bridge(of_q: Tensor, of_target: Tensor) -> Bridge:
     series = (theirs - theirs.max()).exp()
     found = summarise(series)
     return Bridge(
-        c + ours.log_mean.value - _log_mean(theirs),
+        c + ours.log_mean.value - float(log_mean_exp(theirs.flatten())),
         math.hypot(ours.log_mean.standard_error, found.mcse / found.mean),
         from_q=ours.ess * len(of_q),
         from_target=LogWeights(theirs.flatten()).ess * effective(series),
         rhat=found.rhat,
     )
-
-
-def _log_mean(values: Tensor) -> float:
-    return float(values.flatten().logsumexp(0)) - math.log(values.numel())
 
 
 def effective(series: Tensor) -> float:

@@ -95,20 +95,12 @@ def cascade(
     0.3 only, and those that are left have a standard deviation of 1.4 nats as without the smaller
     lattice. ``betas`` of each level show it.
 
-    Args:
-        targets: LatticePotentials or batched energies, the smallest lattice first.
-        flows: one of each target's shape, such as a trained one and those that ``grow`` made of it;
-            the field of scale 1 of each has the shape of the one before.
-        reference: fields of the first target, ``(n,) + shape``, independent, instead of an
-            annealing of its flow; energies are then differences to its -ln Z, and ``num_particles``
-            is n.
-        num_particles: at every level; with resampling fewer than 16 or a multiple.
-        num_steps: mean number of leapfrog steps of an HMC move.
-        conditional_ess: in (0, 1), effective fraction that each next beta leaves.
-        resample_below: in [0, 1], effective fraction of a group below which it is resampled.
-        batch_size: particles evaluated at a time.
-        seed: of all random numbers; None takes one from torch's global state.
-        progress: show a progress bar.
+    ``targets`` are LatticePotentials or batched energies, the smallest lattice first, and ``flows``
+    one of each target's shape, such as a trained one and those that ``grow`` made of it; the field
+    of scale 1 of each has the shape of the one before. ``reference`` gives fields of the first
+    target, ``(n,) + shape``, independent, instead of an annealing of its flow: energies are then
+    differences to its -ln Z, and n is ``num_particles`` at every level. All else is as for
+    :func:`anneal`.
 
     Warns:
         UserWarning: if the final weights cannot be trusted.
@@ -139,7 +131,7 @@ def cascade(
             _go(runs[0], bar, 0)
             positions, log_weights = runs[0].particles.positions, runs[0].log_weights
         else:
-            positions = latents[0].pack({latents[0].name: reference}, num_particles)
+            positions = latents[0].pack({"x": reference}, num_particles)
             log_weights = positions.new_zeros(num_particles, dtype=torch.float64)
         for number in range(1, len(latents)):
             kept = sites_of_scale(flows[number].circuit, 1).flatten().to(positions.device)

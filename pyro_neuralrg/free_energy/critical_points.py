@@ -332,10 +332,7 @@ def _crossing(pair: dict[int, Curve], degree: int, resamples: int, rng: Any) -> 
 
 
 def _meeting(one: FloatArray, other: FloatArray) -> tuple[float, ...]:
-    """Where two polynomials are equal between -1 and 1, their value and both slopes; else NaN.
-
-    Where their difference is steepest.
-    """
+    """Where two polynomials cross most steeply in [-1, 1], value and slopes there, or NaN."""
     roots = polynomial.polyroots(other - one)
     real = roots.real[(abs(roots.imag) < 1e-9) & (abs(roots.real) <= 1)]
     if not len(real):

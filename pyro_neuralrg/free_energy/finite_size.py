@@ -97,11 +97,9 @@ def _point(key: Any, given: Any) -> tuple[float, float, float]:
 def _fit(x: FloatArray, y: FloatArray, errors: FloatArray) -> tuple[Estimate, Estimate, float]:
     """Slope, intercept and chi^2 of a line, by weighted least squares."""
     known = not bool(np.isnan(errors).any())
-    weights = 1 / errors**2 if known else np.ones_like(x)
-    design = np.stack([x, np.ones_like(x)], 1)
-    covariance = np.linalg.inv((design.T * weights) @ design)
-    slope, intercept = covariance @ (design.T @ (weights * y))
-    squares = float((weights * (y - slope * x - intercept) ** 2).sum())
+    weights = 1 / errors if known else np.ones_like(x)
+    (slope, intercept), covariance = np.polyfit(x, y, 1, w=weights, cov="unscaled")
+    squares = float(np.square(weights * (y - slope * x - intercept)).sum())
     if not known:
         free = len(x) - 2
         covariance = covariance * (squares / free if free else math.nan)

@@ -14,11 +14,7 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer, check_type, copied
 from pyro_neuralrg.distributions.flow import FlowDistribution
-from pyro_neuralrg.free_energy.model_evidence import (
-    is_guide,
-    model_log_weights,
-    weighted_draws,
-)
+from pyro_neuralrg.free_energy.model_evidence import is_guide, model_log_weights, weighted_draws
 from pyro_neuralrg.infer.pyro_internals import numbers_may_fail
 from pyro_neuralrg.potentials.base import check_energy, check_separate, trial_pair
 from pyro_neuralrg.runtime.console import warn_user
@@ -206,8 +202,7 @@ def bounds(
         >>> round(found.lower, 4), round(found.upper, 4)  # -ln(2 pi), since q is the target
         (-1.8379, -1.8379)
     """
-    num_samples = check_integer("num_samples", num_samples, 1)
-    batch_size = check_integer("batch_size", batch_size, 1)
+    batch_sizes(num_samples, batch_size)  # a check, before anything is drawn
     if reference is None:
         draw = getattr(target, "sample_reference", None)
         if draw is None:
@@ -221,10 +216,8 @@ def bounds(
     return Bounds(-lower.value, lower.standard_error, -upper.value, upper.standard_error)
 
 
-def from_log_weights(weights: LogWeights | Tensor) -> FreeEnergyEstimate:
+def from_log_weights(weights: LogWeights) -> FreeEnergyEstimate:
     """Both estimates from the log-weights ``ln pi(x) - ln q(x)`` of independent samples x ~ q."""
-    if not isinstance(weights, LogWeights):
-        weights = LogWeights(weights)
     variational, importance = weights.mean_log, log_mean_with_tail(weights)
     return FreeEnergyEstimate(
         variational=-variational.value,

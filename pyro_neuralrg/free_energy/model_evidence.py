@@ -59,9 +59,8 @@ def model_log_weights(
         sites = _latent_sites(model, args, kwargs)
         if not isinstance(guide, AutoContinuous):
             _check_guide(sites, guide, args, kwargs)
-    if isinstance(guide, AutoContinuous):
-        return torch.cat(list(_vectorised(model, guide, sizes, args, kwargs)))
-    return torch.cat(list(_one_by_one(model, guide, sizes, args, kwargs)))
+    weights_of = _vectorised if isinstance(guide, AutoContinuous) else _one_by_one
+    return torch.cat(list(weights_of(model, guide, sizes, args, kwargs)))
 
 
 def weighted_draws(density: Any, size: int) -> tuple[Tensor, Tensor]:

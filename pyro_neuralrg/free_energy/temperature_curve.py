@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,7 @@ from pyro_neuralrg.free_energy.reweighting import reweight
 from pyro_neuralrg.observables import binder_cumulant, specific_heat, susceptibility
 from pyro_neuralrg.potentials.family import IsingDualFamily
 from pyro_neuralrg.potentials.ising import IsingDual
-from pyro_neuralrg.statistics import FloatArray as Array
-from pyro_neuralrg.statistics import LogWeights
+from pyro_neuralrg.statistics import FloatArray, LogWeights
 from pyro_neuralrg.statistics.resampling import sample_mean
 
 OBSERVABLES = (
@@ -67,49 +66,46 @@ class Thermodynamics:
         pareto_k: of the weights; above 0.7 neither these means nor their errors can be trusted.
     """
 
-    temperature: Array
-    variational_log_partition: Array
-    variational_log_partition_se: Array
-    variational_energy: Array
-    variational_energy_se: Array
-    variational_specific_heat: Array
-    variational_specific_heat_se: Array
-    log_partition: Array
-    log_partition_se: Array
-    energy: Array
-    energy_se: Array
-    specific_heat: Array
-    specific_heat_se: Array
-    abs_magnetisation: Array
-    abs_magnetisation_se: Array
-    susceptibility: Array
-    susceptibility_se: Array
-    connected_susceptibility: Array
-    connected_susceptibility_se: Array
-    binder: Array
-    binder_se: Array
-    ess: Array
-    pareto_k: Array
-    exact_log_partition: Array
-    exact_energy: Array
-    exact_specific_heat: Array
-    exact_susceptibility: Array
+    temperature: FloatArray
+    variational_log_partition: FloatArray
+    variational_log_partition_se: FloatArray
+    variational_energy: FloatArray
+    variational_energy_se: FloatArray
+    variational_specific_heat: FloatArray
+    variational_specific_heat_se: FloatArray
+    log_partition: FloatArray
+    log_partition_se: FloatArray
+    energy: FloatArray
+    energy_se: FloatArray
+    specific_heat: FloatArray
+    specific_heat_se: FloatArray
+    abs_magnetisation: FloatArray
+    abs_magnetisation_se: FloatArray
+    susceptibility: FloatArray
+    susceptibility_se: FloatArray
+    connected_susceptibility: FloatArray
+    connected_susceptibility_se: FloatArray
+    binder: FloatArray
+    binder_se: FloatArray
+    ess: FloatArray
+    pareto_k: FloatArray
+    exact_log_partition: FloatArray
+    exact_energy: FloatArray
+    exact_specific_heat: FloatArray
+    exact_susceptibility: FloatArray
 
     @property
-    def gap(self) -> Array:
+    def gap(self) -> FloatArray:
         """KL(q || pi / Z) at each temperature in nats, where the exact ln Z is known."""
         return self.exact_log_partition - self.variational_log_partition
 
     @property
-    def gap_energy(self) -> Array:
-        """Derivative of the gap in beta per site, as the weights have it.
-
-        What the variational energy is off by.
-        """
+    def gap_energy(self) -> FloatArray:
+        """What the variational energy is off by: the derivative of the gap in beta, per site."""
         return self.variational_energy - self.energy
 
     @property
-    def gap_specific_heat(self) -> Array:
+    def gap_specific_heat(self) -> FloatArray:
         """What the variational specific heat is off by, as the weights have it."""
         return self.variational_specific_heat - self.specific_heat
 
@@ -122,7 +118,7 @@ class Thermodynamics:
     def __len__(self) -> int:
         return len(self.temperature)
 
-    def as_dict(self) -> dict[str, Array]:
+    def as_dict(self) -> dict[str, FloatArray]:
         """The arrays by name."""
         return vars(self).copy()
 
@@ -183,7 +179,7 @@ def thermodynamics(
 
 
 def _flows(flow: Any, number: int) -> list[Any]:
-    """The flow of each temperature."""
+    """The flow of each temperature: a conditional one as it is, any other as its distribution."""
     if isinstance(flow, ConditionalTransformModule):
         return [flow] * number
     accepted = (
@@ -195,17 +191,14 @@ def _flows(flow: Any, number: int) -> list[Any]:
         raise ValueError(
             f"flow has {len(flow)} flows for {number} temperatures; accepted: {accepted}"
         )
-    return [_fixed(one, index, accepted) for index, one in enumerate(flow)]
-
-
-def _fixed(flow: Any, index: int, accepted: str) -> Any:
-    """A conditional flow as it is, any other as its distribution."""
-    if isinstance(flow, ConditionalTransformModule):
-        return flow
-    try:
-        return as_distribution(flow)
-    except TypeError:
-        raise TypeError(f"flow[{index}] is {a_kind(flow)}; accepted: {accepted}") from None
+    flows = list(flow)
+    for index, one in enumerate(flow):
+        if not isinstance(one, ConditionalTransformModule):
+            try:
+                flows[index] = as_distribution(one)
+            except TypeError:
+                raise TypeError(f"flow[{index}] is {a_kind(one)}; accepted: {accepted}") from None
+    return flows
 
 
 def _samples(family: IsingDualFamily, flow: Any, context: Tensor, n: int) -> Tensor:
@@ -275,12 +268,9 @@ def _row(target: IsingDual, samples: Tensor, weights: LogWeights) -> dict[str, f
     }
     if sites > MOST_CORRELATED:
         exact["susceptibility"] = lambda: math.nan
-    return row | {f"exact_{name}": _or_nan(function) for name, function in exact.items()}
-
-
-def _or_nan(exact: Callable[[], float]) -> float:
-    """The exact figure, NaN where it is not known."""
-    try:
-        return exact()
-    except NotImplementedError:
-        return math.nan
+    for name, function in exact.items():
+        try:
+            row[f"exact_{name}"] = function()
+        except NotImplementedError:
+            row[f"exact_{name}"] = math.nan
+    return row

@@ -5,19 +5,19 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from scipy.optimize import brentq
 from torch import Tensor
+from typing_extensions import Self
 
 from pyro_neuralrg.bases import NORMAL
 from pyro_neuralrg.mcmc import ChainState
+from pyro_neuralrg.mcmc.kernel import uniforms_like
 from pyro_neuralrg.mcmc.target import Target, energy_and_gradient
 from pyro_neuralrg.statistics import kish_fractions
-
-AnyTempered = TypeVar("AnyTempered", bound="TemperedTarget")
 
 SMALLEST_STEP = 1e-15  # of beta
 
@@ -58,7 +58,7 @@ class TemperedTarget(Target):
     def start_flow(self) -> TransformModule | None:
         return self.whole.start_flow
 
-    def at(self: AnyTempered, beta: float) -> AnyTempered:
+    def at(self, beta: float) -> Self:
         """The same family at another beta."""
         other = copy.copy(self)
         other.beta = beta
@@ -82,9 +82,7 @@ class TemperedTarget(Target):
         return self._mixed(energy, base_energy), self._mixed(gradient, base_gradient)
 
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
-        size = self.chain_batch_size or max(1, len(positions))
-        parts = [self.whole.physical(part) for part in positions.split(size)]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return self.by_batches(self.whole.physical, positions)
 
     def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
         """Draws of p."""
@@ -114,10 +112,8 @@ class RefinedTarget(TemperedTarget):
 
     .. math:: p(y) = e^{-U_c(y_c)}\, N(y_f; 0, 1)
 
-    Args:
-        target, beta, batch_size: as of :class:`TemperedTarget`.
-        coarse: the target of energy :math:`U_c`, of as many variables as there are ``kept``.
-        kept: the coordinates :math:`y_c` of a position, in the order of those of ``coarse``.
+    ``coarse`` is the target of energy :math:`U_c`, ``kept`` are the coordinates :math:`y_c` of a
+    position, in the order of its own.
     """
 
     def __init__(
@@ -153,19 +149,16 @@ class RefinedTarget(TemperedTarget):
 
 
 def next_beta(log_ratio: Tensor, log_weights: Tensor, beta: float, fraction: float) -> float:
-    """The beta at which the conditional ESS falls to ``fraction``, or 1 if it does not.
-
-    The weights of the particles, so far ``log_weights``, take in w^(change of beta).
-    """
+    """The beta at which the conditional ESS falls to ``fraction``, or 1 if it does not."""
     alive = torch.isfinite(log_ratio) & torch.isfinite(log_weights)
     log_ratio, log_weights = log_ratio[alive], log_weights[alive]
     if conditional_ess(log_ratio * (1.0 - beta), log_weights) >= fraction:
         return 1.0
-    step: float = brentq(
-        lambda change: conditional_ess(log_ratio * change, log_weights) - fraction,
-        *(0.0, 1.0 - beta),
-        xtol=SMALLEST_STEP,
-    )
+
+    def excess(change: float) -> float:
+        return conditional_ess(log_ratio * change, log_weights) - fraction
+
+    step = brentq(excess, 0.0, 1.0 - beta, xtol=SMALLEST_STEP)
     return min(1.0, beta + max(step, SMALLEST_STEP))
 
 
@@ -201,10 +194,8 @@ def systematic(log_weights: Tensor, generator: torch.Generator) -> Tensor:
 
     Entry i is chosen n W_i times in expectation, and never more than one time off that.
     """
-    rows, size = log_weights.shape
-    start = torch.rand(
-        rows, 1, generator=generator, dtype=log_weights.dtype, device=log_weights.device
-    )
+    size = log_weights.shape[1]
+    start = uniforms_like(log_weights[:, :1], generator)
     points = (start + torch.arange(size, device=log_weights.device)) / size
     cumulative = torch.softmax(log_weights, -1).cumsum(-1)
     # the last weight above zero takes what rounding leaves

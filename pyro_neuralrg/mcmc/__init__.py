@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Markov chains over a batch: kernels as states and infos, adaptation beside them, a runner."""
+"""Markov chains over a batch: kernels as states and infos, adaptation beside them, a runner.
+
+Every constructor raises a TypeError or ValueError that names the argument it cannot take.
+"""
 
 from pyro_neuralrg.mcmc.adaptation import Adaptation
 from pyro_neuralrg.mcmc.compositions import Cycle, Mixture

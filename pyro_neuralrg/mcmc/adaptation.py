@@ -10,7 +10,14 @@ from typing import Any
 import torch
 
 from pyro_neuralrg.arguments import check_choice, check_number, check_type
-from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, LocalKernel, StepInfo, is_covariance
+from pyro_neuralrg.mcmc.kernel import (
+    ChainState,
+    Kernel,
+    LocalKernel,
+    StepInfo,
+    gradient_of,
+    is_covariance,
+)
 from pyro_neuralrg.mcmc.learning import (
     Agreement,
     Arrival,
@@ -55,9 +62,6 @@ class Adaptation:
             "unit".
         trajectory_length: adapt the trajectory length of kernels that have one.
         steps: steps of the warm-up; as many as draws if None.
-
-    Raises:
-        TypeError, ValueError: naming the argument.
     """
 
     target_acceptance: float | None = None
@@ -120,7 +124,6 @@ class Warmup:
                 f"mass is 'low_rank', and {kernel.name!r} has no gradients to learn it from; "
                 "accepted: 'unit', 'diagonal', 'dense'"
             )
-        self._window_start = self._window_ends[0] if self._window_ends else steps
         self._covariance: PooledCovariance | LowRankCovariance = (
             LowRankCovariance() if mass == "low_rank" else PooledCovariance(mass == "dense")
         )
@@ -157,8 +160,11 @@ class Warmup:
                 self._learn(name, member, _of_all(known, self._world))
         if self._lengths and index >= self._half:
             self._agreement.update(self._world.gather(state.position))
-        if self._window_ends and index >= self._window_start:
-            self._add_to_covariance(state)
+        if self._window_ends and index >= self._window_ends[0]:
+            learned = [self._world.gather(state.position)]
+            if isinstance(self._covariance, LowRankCovariance):
+                learned.append(self._world.gather(gradient_of(state)))
+            self._covariance.update(*learned)
             if index + 1 in self._window_ends[1:] and self._set_mass(state):
                 return self.begin(state, generator, anew=True)
         if self._has_arrived(index, state):
@@ -167,10 +173,7 @@ class Warmup:
         return 0
 
     def finish(self) -> Kernel:
-        """Return the kernel for the draws, with averaged step sizes and lengths.
-
-        Warns of chains that do not agree over the second half of the warm-up of a length.
-        """
+        """Return the kernel for the draws; warn if chains do not agree that learned a length."""
         self._tune(averaged=True)
         steps = self._agreement.steps
         rhat = self._agreement.rhat if steps >= RHAT_STEPS else math.nan
@@ -198,14 +201,6 @@ class Warmup:
         if late or not self._lengths or not self._averaging:
             return False
         return self._arrival.update(float(self._world.gather(state.energy).max()))
-
-    def _add_to_covariance(self, state: ChainState) -> None:
-        positions = self._world.gather(state.position)
-        if isinstance(self._covariance, LowRankCovariance):
-            assert state.gradient is not None
-            self._covariance.update(positions, self._world.gather(state.gradient))
-        else:
-            self._covariance.update(positions)
 
     def _set_mass(self, state: ChainState) -> bool:
         """Give kernels with a step size the mass of the window; report whether it has one."""
@@ -272,11 +267,9 @@ def _window_ends(steps: int) -> list[int]:
 def _of_all(info: StepInfo, world: Processes) -> StepInfo:
     """The info with the acceptance, and the trajectory if there is one, of all chains."""
     path, error = info.trajectory, info.energy_error
-    if path is not None and world.size > 1:
-        path = path.mapped(world.gather)
     return info._replace(
         acceptance_rate=world.gather(info.acceptance_rate),
-        trajectory=path,
+        trajectory=None if path is None else path.mapped(world.gather),
         energy_error=None if error is None else world.gather(error),
     )
 

@@ -4,18 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from pyro_neuralrg.arguments import check_integer, check_number
 from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, Step, StepInfo
 from pyro_neuralrg.mcmc.metropolis import IndependenceMetropolis
 from pyro_neuralrg.mcmc.target import Target
 from pyro_neuralrg.runtime.processes import processes
-
-AnyComposition = TypeVar("AnyComposition", bound="Composition")
 
 
 class Composition(Kernel):
@@ -51,12 +50,10 @@ class Composition(Kernel):
         """The kernels by name, numbered if a name comes twice."""
         return dict(self._members)
 
-    def with_members(self: AnyComposition, members: Mapping[str, Kernel]) -> AnyComposition:
-        """Return the same composition of other members."""
+    def with_members(self, members: Mapping[str, Kernel]) -> Self:
         return self._changed(_members=dict(members))
 
-    def on(self: AnyComposition, target: Target) -> AnyComposition:
-        """Return this composition for another target."""
+    def on(self, target: Target) -> Self:
         members = {name: member.on(target) for name, member in self._members.items()}
         return self._changed(_target=target, _members=members)
 
@@ -111,7 +108,6 @@ class Cycle(Composition):
         return super().__repr__().removesuffix(")") + repeats
 
     def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
-        """As many turns of each member."""
         turns: dict[str, list[StepInfo]] = {name: [] for name in self._members}
         kinetic = torch.zeros_like(state.energy)  # of the last momentum
         for name, member in [*self._members.items()] * self.repeats:
@@ -149,9 +145,6 @@ class Mixture(Composition):
         *kernels: as for :class:`Cycle`.
         probabilities: of each kernel, positive, summing to one; equal ones if None.
 
-    Raises:
-        TypeError, ValueError: as for :class:`Cycle`, or naming the probabilities.
-
     Example:
         >>> from pyro_neuralrg.mcmc import HMC, MALA, as_target
         >>> target = as_target(lambda x: 0.5 * x.square().sum(-1), shape=(2,))
@@ -176,7 +169,6 @@ class Mixture(Composition):
         self.probabilities = tuple(numbers)
 
     def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
-        """One step of one member."""
         device = None if generator is None else generator.device
         weights = torch.tensor(self.probabilities, device=device)
         chosen = processes().first(int(torch.multinomial(weights, 1, generator=generator)))

@@ -17,8 +17,10 @@ from pyro_neuralrg.mcmc.kernel import (
     Step,
     StepInfo,
     Trajectory,
+    check_positive,
     gradient_of,
     normals_like,
+    uniforms_like,
 )
 from pyro_neuralrg.mcmc.learning import CRITERIA, TrajectoryLength
 from pyro_neuralrg.mcmc.metropolis import metropolis
@@ -57,9 +59,6 @@ class HMC(LocalKernel):
         shape: lattice shape of a plain energy.
         flow: sample in the latent space of this flow.
 
-    Raises:
-        TypeError, ValueError: naming the argument, or as :func:`as_target`.
-
     References:
         Duane, Kennedy, Pendleton, Roweth, "Hybrid Monte Carlo" (1987); Neal, "MCMC using
         Hamiltonian dynamics" (2011).
@@ -92,37 +91,28 @@ class HMC(LocalKernel):
             target, step_size=step_size, inverse_mass=inverse_mass, shape=shape, flow=flow
         )
         self.num_steps = check_integer("num_steps", num_steps, 1)
-        self.jitter = check_number("jitter", jitter, "a number in [0, 1)", least=0, below=1)
-        self.small_steps = check_number(
-            "small_steps", small_steps, "a number in [0, 1)", least=0, below=1
-        )
+        share = "a number in [0, 1)"
+        self.jitter = check_number("jitter", jitter, share, least=0, below=1)
+        self.small_steps = check_number("small_steps", small_steps, share, least=0, below=1)
 
     def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
         """Integrate one trajectory of every chain and accept or reject its end."""
-        n_steps = self._draw_num_steps(generator)
-        return hamiltonian_step(self, state, n_steps, generator, self._draw_scale(state, generator))
+        n_steps, spread = self.num_steps, math.floor(self.num_steps * self.jitter)
+        if spread:
+            bounds = max(1, n_steps - spread), n_steps + spread + 1
+            device = None if generator is None else generator.device
+            drawn = int(torch.randint(*bounds, (), generator=generator, device=device))
+            n_steps = processes().first(drawn)  # no process waits for another
+        scale = None
+        if self.small_steps:
+            uniform = uniforms_like(state.position[:, :1], generator)
+            scale = torch.where(uniform < self.small_steps, SMALL_STEP, 1.0).to(uniform)
+        return hamiltonian_step(self, state, n_steps, generator, scale)
 
     def acceptance(self, info: StepInfo) -> float:
         """That of trajectories of full steps."""
         share = self.small_steps
         return max(0.0, (super().acceptance(info) - share) / (1 - share))
-
-    def _draw_scale(self, state: ChainState, generator: torch.Generator | None) -> Tensor | None:
-        """Factors of the chains' step sizes, ``(chains, 1)``."""
-        if not self.small_steps:
-            return None
-        x = state.position
-        uniform = torch.rand(len(x), 1, generator=generator, dtype=x.dtype, device=x.device)
-        return torch.where(uniform < self.small_steps, SMALL_STEP, 1.0).to(x)
-
-    def _draw_num_steps(self, generator: torch.Generator | None) -> int:
-        spread = math.floor(self.num_steps * self.jitter)
-        if spread == 0:
-            return self.num_steps
-        low, high = max(1, self.num_steps - spread), self.num_steps + spread
-        device = None if generator is None else generator.device
-        drawn = int(torch.randint(low, high + 1, (), generator=generator, device=device))
-        return processes().first(drawn)  # no process waits for another
 
 
 class MALA(LocalKernel):
@@ -153,7 +143,6 @@ class MALA(LocalKernel):
     target_acceptance = 0.574
 
     def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
-        """Propose one Langevin move to every chain."""
         return hamiltonian_step(self, state, 1, generator)
 
 
@@ -201,19 +190,14 @@ class ChEESHMC(QuasiRandomLengths):
     Without the division, as in the first paper, T came to rest at the third maximum of a normal
     target: on 20 standard normals 64 effective samples of the squares for each 1000 gradients.
 
-    With ``criterion="snaper"`` C is that of the projection of the position on v.
-
     Args:
         target, shape, flow: as for :class:`HMC`.
         step_size: leapfrog step, > 0, to begin with.
         trajectory_length: longest time of a trajectory, > 0; the mean is half of it. None begins
             with one leapfrog step.
         max_steps: leapfrog steps that no trajectory exceeds, >= 1.
-        criterion: "chees" or "snaper", see above.
+        criterion: "chees", or "snaper": C of the projection of the position on v.
         inverse_mass: as for ``HMC``; the criterion is that of positions in units of it.
-
-    Raises:
-        TypeError, ValueError: as for ``HMC``.
 
     References:
         Hoffman, Radul, Sountsov, "An Adaptive MCMC Scheme for Setting Trajectory Lengths in
@@ -250,13 +234,11 @@ class ChEESHMC(QuasiRandomLengths):
             target, step_size=step_size, inverse_mass=inverse_mass, shape=shape, flow=flow
         )
         length = self.step_size if trajectory_length is None else trajectory_length
-        accepted = "a finite number > 0"
-        self.trajectory_length: float = check_number("trajectory_length", length, accepted, above=0)
+        self.trajectory_length = check_positive("trajectory_length", length)
         self.max_steps = check_integer("max_steps", max_steps, 1)
         self.criterion = check_choice("criterion", criterion, CRITERIA)
 
     def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
-        """Integrate the next trajectory of the sequence; accept or reject its end."""
         state, n_steps = self._next_length(state, self.trajectory_length)
         return hamiltonian_step(self, state, n_steps, generator)
 
@@ -269,12 +251,9 @@ def hamiltonian_step(
     state: ChainState,
     n_steps: int,
     generator: torch.Generator | None,
-    scale: Tensor | None = None,
+    scale: Tensor | None = None,  # (chains, 1)
 ) -> Step:
-    """Draw momenta, integrate ``n_steps`` leapfrog steps, accept or reject their end.
-
-    The step size is the kernel's, times ``scale`` of each chain, ``(chains, 1)``.
-    """
+    """Draw momenta, make leapfrog steps, ``scale`` times as long, accept or reject their end."""
     position, mass = state.position, kernel.mass(state.position)
     momentum = mass.momentum(normals_like(position, generator))
     before = state.energy + mass.kinetic_energy(momentum)
@@ -305,8 +284,7 @@ def leapfrog(
     Coordinates that are no longer finite are evaluated at zero; their momentum is not finite either
     and stays so, for which the end is refused.
     """
-    gradient = gradient_of(state)
-    energy = state.energy
+    energy, gradient = state.energy, gradient_of(state)
     # the two are this function's own, and changed in place
     position, momentum = state.position.clone(), momentum.clone()
     _shift_in_time(momentum, gradient, -0.5 * step_size)

@@ -9,18 +9,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 from torch.distributions import constraints
+from typing_extensions import Self
 
 from pyro_neuralrg.arguments import check_number
 from pyro_neuralrg.mcmc.model_target import TargetLike, as_target
 from pyro_neuralrg.mcmc.target import Target
 
-AnyKernel = TypeVar("AnyKernel", bound="Kernel")
+TUNED = ("step_size", "inverse_mass", "trajectory_length")
+"""What warm-up sets of a kernel."""
 
 RIGHT_ANGLE = 1e-3
 """Cosines of the directions of a mass of low rank are below it."""
@@ -155,7 +157,7 @@ class Kernel(ABC):
             )
         return self._target
 
-    def on(self: AnyKernel, target: Target) -> AnyKernel:
+    def on(self, target: Target) -> Self:
         """Return this kernel for another target."""
         return self._changed(_target=target)
 
@@ -169,28 +171,21 @@ class Kernel(ABC):
         return members[self.name]
 
     def tuned(
-        self: AnyKernel,
+        self,
         *,
         step_size: float | None = None,
         inverse_mass: Tensor | None = None,
         trajectory_length: float | None = None,
-    ) -> AnyKernel:
+    ) -> Self:
         """Return this kernel with another step size, inverse mass, length (None: as it is)."""
-        given = {
-            "step_size": step_size,
-            "inverse_mass": inverse_mass,
-            "trajectory_length": trajectory_length,
-        }
+        given = dict(zip(TUNED, (step_size, inverse_mass, trajectory_length), strict=True))
         return self._changed(**{name: value for name, value in given.items() if value is not None})
 
     @property
     def tuning(self) -> dict[str, dict[str, Any]]:
         """Present values of what :meth:`tuned` sets, of each member by its name."""
-        names = ("step_size", "inverse_mass", "trajectory_length")
-        return {
-            member: {name: getattr(kernel, name) for name in names}
-            for member, kernel in self.members.items()
-        }
+        members = self.members.items()
+        return {name: {key: getattr(member, key) for key in TUNED} for name, member in members}
 
     def with_tuning(self, tuning: Mapping[str, Mapping[str, Any]]) -> Kernel:
         """Return this kernel with some of the :attr:`tuning` of its members changed."""
@@ -253,7 +248,7 @@ class Kernel(ABC):
             state = found[-1][0]
         return found
 
-    def _changed(self: AnyKernel, **changes: Any) -> AnyKernel:
+    def _changed(self, **changes: Any) -> Self:
         other = copy.copy(self)
         vars(other).update(changes)
         return other
@@ -280,7 +275,7 @@ class LocalKernel(Kernel):
         flow: TransformModule | None = None,
     ) -> None:
         super().__init__(target, shape=shape, flow=flow)
-        self.step_size = check_number("step_size", step_size, "a finite number > 0", above=0)
+        self.step_size = check_positive("step_size", step_size)
         if inverse_mass is not None and not is_covariance(inverse_mass):
             raise ValueError(
                 f"inverse_mass is {inverse_mass!r}; accepted: finite variances > 0 of shape "
@@ -316,11 +311,7 @@ class Mass:
 
     @staticmethod
     def of(inverse: Tensor | None, like: Tensor) -> Mass:
-        """The mass of an inverse (None: the identity) for positions such as ``like``.
-
-        Raises:
-            ValueError: if it is that of another number of coordinates.
-        """
+        """The mass of an inverse (None: the identity) for positions such as ``like``."""
         dim = like.shape[-1]
         if inverse is None:
             ones = like.new_ones(dim)
@@ -420,16 +411,23 @@ class LowRankMass(Mass):
         return self._stretched(positions / self.factor, -0.5)
 
 
+def check_positive(name: str, value: Any) -> float:
+    """Return a step size or the like as a float, if it is one."""
+    return check_number(name, value, "a finite number > 0", above=0)
+
+
 def normals_like(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Standard normals of this shape, dtype and device."""
     return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
-def is_covariance(values: Any) -> bool:
-    """Report whether these can be an inverse mass: finite, and positive.
+def uniforms_like(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Uniform numbers in (0, 1) likewise."""
+    return torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
 
-    Variances, a covariance matrix, or variances beside directions at right angles.
-    """
+
+def is_covariance(values: Any) -> bool:
+    """Report whether these can be an inverse mass, in one of the forms that :class:`HMC` takes."""
     if not isinstance(values, Tensor) or not bool(values.isfinite().all()):
         return False
     if values.dim() == 1:

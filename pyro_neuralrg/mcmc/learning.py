@@ -106,30 +106,26 @@ class Agreement(Learner):
     """
 
     def __init__(self) -> None:
-        self._middle: Tensor | None = None
-        self._variance: Tensor | None = None
-        self._distances: Tensor | None = None
+        self._start: tuple[Tensor, Tensor] | None = None  # mean and variance
+        self._distances: list[Tensor] = []
 
     def update(self, positions: Tensor) -> None:
         """Take in the positions ``(chains, dim)``."""
         values = positions.double().cpu()
-        if self._middle is None:
-            self._middle, self._variance = values.mean(0), values.var(0) + TINY
-        assert self._variance is not None
-        now = ((values - self._middle).square() / self._variance).mean(-1, keepdim=True).sqrt()
-        before = self._distances
-        self._distances = now if before is None else torch.cat([before, now], -1)
+        self._start = self._start or (values.mean(0), values.var(0) + TINY)
+        middle, variance = self._start
+        self._distances.append(((values - middle).square() / variance).mean(-1).sqrt())
 
     @property
     def steps(self) -> int:
         """Number of steps taken in."""
-        return 0 if self._distances is None else self._distances.shape[1]
+        return len(self._distances)
 
     @property
     def rhat(self) -> float:
         """R-hat of the distances."""
-        assert self._distances is not None
-        return float(split_gelman_rubin(self._distances, chain_dim=0, sample_dim=1))
+        distances = torch.stack(self._distances, -1)
+        return float(split_gelman_rubin(distances, chain_dim=0, sample_dim=1))
 
 
 class PooledCovariance(Learner):
@@ -166,10 +162,7 @@ class PooledCovariance(Learner):
         return torch.as_tensor(self._sum_of_squares) / self._count
 
     def regularised(self) -> Tensor | None:
-        """The covariance, shrunk towards 1e-3 by five pseudo-observations as in Stan.
-
-        None of fewer than two values.
-        """
+        """The covariance, shrunk towards 1e-3 as by five values (Stan); None of fewer than two."""
         if self._count < 2:
             return None
         covariance = torch.as_tensor(self._sum_of_squares) / (self._count - 1)
@@ -187,10 +180,7 @@ class LengthLearner(Learner):
 
     @property
     def most_steps(self) -> int:
-        """Steps that the longest trajectory may have by now: ten, one more with each step.
-
-        A chain far out, which makes the step small for all, is not waited for.
-        """
+        """Steps that the longest trajectory may have by now: ten, one more with each step."""
         return self.FIRST_STEPS + self._steps
 
 
@@ -205,8 +195,6 @@ class TrajectoryLength(LengthLearner):
     Numerators and denominators of slopes are averaged over the last steps, which together see the
     whole of (0, T). Adam, as in the paper, divides by the root of averaged squares instead, which
     lag behind while T grows: it led beyond the first maximum, to others.
-
-    T is at least the mean distance of a chain from its own middle along that direction: 0.8 s.
     """
 
     FIRST_RATE, LAST_RATE, FALLING = 0.15, 0.03, 100  # step in ln T for a slope of one
@@ -238,10 +226,7 @@ class TrajectoryLength(LengthLearner):
         return math.exp(self._log_average)
 
     def update(self, trajectory: Trajectory, acceptance: Tensor, kernel: LocalKernel) -> None:
-        """Take in the trajectories of all chains, of these acceptances.
-
-        Of those that ``most_steps`` cut short, only where they began.
-        """
+        """Take in the trajectories of all chains; of those cut short, only where they began."""
         mass, step_size = kernel.mass(trajectory.start), kernel.step_size
         whitened = trajectory.mapped(mass.whitened)
         self.direction.update(trajectory.start, mass)

@@ -12,11 +12,16 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer, check_type
 from pyro_neuralrg.bases import base_of
-from pyro_neuralrg.distributions.flow import (
-    check_flow,
-    flow_dtype_and_device,
+from pyro_neuralrg.distributions.flow import check_flow, flow_dtype_and_device
+from pyro_neuralrg.mcmc.kernel import (
+    ChainState,
+    Kernel,
+    LocalKernel,
+    Step,
+    StepInfo,
+    normals_like,
+    uniforms_like,
 )
-from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, LocalKernel, Step, StepInfo
 from pyro_neuralrg.mcmc.model_target import TargetLike
 from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.base import forward_and_ladj, inverse_and_ladj
@@ -26,17 +31,10 @@ from pyro_neuralrg.transforms.scales import number_of_scales, sites_of_scale
 def metropolis(
     state: ChainState, proposal: ChainState, log_ratio: Tensor, generator: torch.Generator | None
 ) -> Step:
-    """Accept or reject each chain's proposal by its ln of the Metropolis-Hastings ratio.
-
-    A chain whose ratio is not finite rejects. The info is that of a kernel without momenta.
-    """
-    probability, accepted, failed = _accept(log_ratio, _uniforms_like(log_ratio, generator))
+    """Accept or reject by ln of the Metropolis-Hastings ratio; reject where it is not finite."""
+    probability, accepted, failed = _accept(log_ratio, uniforms_like(log_ratio, generator))
     new = chosen_chains(accepted, proposal, state)
     return new, StepInfo(probability, accepted, failed, new.energy, 0, 1)
-
-
-def _uniforms_like(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
 def _accept(log_ratio: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,12 +85,9 @@ class RandomWalkMetropolis(LocalKernel):
     target_acceptance = 0.234
 
     def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
-        """Propose one displacement to every chain."""
         here = state.position
-        normal = torch.randn(here.shape, generator=generator, dtype=here.dtype, device=here.device)
-        proposal, is_sound = self.evaluated(
-            state, here + self.step_size * self.mass(here).displacement(normal)
-        )
+        move = self.mass(here).displacement(normals_like(here, generator))
+        proposal, is_sound = self.evaluated(state, here + self.step_size * move)
         log_ratio = torch.where(is_sound, state.energy - proposal.energy, -torch.inf)
         return metropolis(state, proposal, log_ratio, generator)
 
@@ -162,7 +157,6 @@ class IndependenceMetropolis(Kernel):
         return max(1, PROPOSALS_AT_ONCE // (self.num_jumps * chains))
 
     def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
-        """Propose the jumps to every chain."""
         return self.steps(state, generator)[0]
 
     def steps(
@@ -176,10 +170,9 @@ class IndependenceMetropolis(Kernel):
         latents, uniforms = [], []
         with torch.no_grad():
             for _ in range(count):
-                latents.append(self._latents(state.position, jumps, generator))
-                uniforms.append(
-                    [_uniforms_like(state.energy, generator) for _ in range(self.num_jumps)]
-                )
+                latents.append(self._joined(self._fresh(jumps, generator), state.position))
+                turns = range(self.num_jumps)
+                uniforms.append([uniforms_like(state.energy, generator) for _ in turns])
             positions, log_q = self._proposals(torch.cat(latents))
             if state.log_q is None:
                 state = state._replace(log_q=target.by_batches(self._log_q, state.position))
@@ -227,15 +220,14 @@ class IndependenceMetropolis(Kernel):
         rate = torch.stack(rates).mean(0)
         return new, StepInfo(rate, moved, failed, new.energy, 0, self.num_jumps)
 
-    def _latents(self, like: Tensor, number: int, generator: torch.Generator | None) -> Tensor:
-        """Latents ``(number, dim)`` of proposals to chains at ``like``."""
-        target, base = self.target, base_of(self.flow)
+    def _fresh(self, number: int, generator: torch.Generator | None) -> Tensor:
+        """Draws ``(number, dim)`` of the base."""
+        target, shape = self.target, self.target.event_shape
         if target.flow is not None:
-            return self._joined(target.from_base(number, generator), like)
-        dtype, event_dim = flow_dtype_and_device(self.flow)[0], len(target.event_shape)
-        options: Any = {"generator": generator, "dtype": dtype, "device": like.device}
-        z = base.sample((number, *target.event_shape), event_dim, **options)
-        return self._joined(z.flatten(1), like)
+            return target.from_base(number, generator)
+        dtype = flow_dtype_and_device(self.flow)[0]
+        options: Any = {"generator": generator, "dtype": dtype, "device": target.device}
+        return base_of(self.flow).sample((number, *shape), len(shape), **options).flatten(1)
 
     def _proposals(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Positions of these latents, and ln of their density."""

@@ -16,13 +16,12 @@ Times of the papers on microcanonical sampling, whose speed is 1, are :math:`\sq
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_choice, check_integer, check_number
+from pyro_neuralrg.arguments import check_choice, check_integer
 from pyro_neuralrg.mcmc.hmc import DIVERGENCE_THRESHOLD, QuasiRandomLengths
 from pyro_neuralrg.mcmc.kernel import (
     ChainState,
@@ -31,6 +30,7 @@ from pyro_neuralrg.mcmc.kernel import (
     Step,
     StepInfo,
     Trajectory,
+    check_positive,
     gradient_of,
     normals_like,
 )
@@ -52,44 +52,18 @@ LARGEST_RATIO = 100.0
 """In units of the variance aimed at: more of one chain's energy error tells nothing more."""
 
 
-class Path(NamedTuple):
-    """Steps of all chains: sum and mean square of their energy errors; whether all were made."""
-
-    state: ChainState
-    direction: Tensor
-    error: Tensor
-    mean_square: Tensor
-    is_sound: Tensor
-    trajectory: Trajectory
-    evaluations: int
-
-
 class Microcanonical(LocalKernel):
     """Common part of :class:`MCLMC` and :class:`MAMS`, whose arguments are documented there."""
 
     needs_gradient = True
-
-    def __init__(
-        self,
-        target: TargetLike,
-        step_size: float,
-        trajectory_length: float,
-        integrator: str,
-        **options: Any,
-    ) -> None:
-        super().__init__(target, step_size=step_size, **options)
-        accepted = "a finite number > 0"
-        self.trajectory_length: float = check_number(
-            "trajectory_length", trajectory_length, accepted, above=0
-        )
-        self.integrator = check_choice("integrator", integrator, INTEGRATORS)
+    trajectory_length: float
+    integrator: str
 
     def length_learner(self) -> DecorrelationLength:
         return DecorrelationLength(self.trajectory_length)
 
     def init(self, positions: Tensor) -> ChainState:
-        """See :class:`Kernel`; a single dimension has no directions to turn in, and is refused."""
-        if self.target.dim < 2:
+        if self.target.dim < 2:  # there is no direction to turn in
             name = type(self).__name__
             raise ValueError(f"target has 1 dimension; accepted by {name}: at least 2")
         return super().init(positions)
@@ -102,11 +76,11 @@ class Microcanonical(LocalKernel):
         decoherence: float,
         generator: torch.Generator | None,
         barrier: float = math.inf,
-    ) -> Path:
-        """Integrate, each step after a random turn.
+    ) -> tuple[ChainState, StepInfo, Tensor]:
+        """Integrate, each step after a random turn; return the sum of the energy errors as well.
 
-        A chain stays, and turns round, where a step is not finite or its error above the barrier.
-        Directions have a time of ``decoherence``; they do not turn at random if it is infinite.
+        A chain stays, and turns round, where a step is not finite or its error above the barrier;
+        one that made all steps is accepted. Directions have a time of ``decoherence``.
         """
         start, zero = state.position, torch.zeros_like(state.energy)
         mass = self.mass(start)
@@ -126,8 +100,17 @@ class Microcanonical(LocalKernel):
             is_sound = is_sound & sound
         velocity = math.sqrt(start.shape[-1]) * mass.displacement(direction)
         path = Trajectory(start, state.position, velocity, n_steps * self.step_size)
-        evaluations = n_steps * len(INTEGRATORS[self.integrator][1])
-        return Path(state, direction, total, squares / n_steps, is_sound, path, evaluations)
+        info = StepInfo(
+            acceptance_rate=is_sound.to(zero),
+            accepted=is_sound,
+            diverging=~is_sound,
+            hamiltonian=state.energy,
+            n_steps=n_steps,
+            gradient_evaluations=n_steps * len(INTEGRATORS[self.integrator][1]),
+            trajectory=path,
+            energy_error=squares / n_steps,
+        )
+        return state._replace(direction=direction), info, total
 
 
 class MCLMC(Microcanonical):
@@ -151,9 +134,6 @@ class MCLMC(Microcanonical):
         num_steps: steps of a draw, >= 1: more need less memory, not fewer gradients.
         energy_variance: what warm-up aims at, nats^2, > 0.
         integrator: "minimal_norm", of two gradients a step, or "leapfrog", of one.
-
-    Raises:
-        TypeError, ValueError: as for ``HMC``.
 
     References:
         Robnik, De Luca, Silverstein, Seljak, "Microcanonical Hamiltonian Monte Carlo" (2023);
@@ -183,11 +163,13 @@ class MCLMC(Microcanonical):
         shape: tuple[int, ...] | None = None,
         flow: TransformModule | None = None,
     ) -> None:
-        options: Any = {"inverse_mass": inverse_mass, "shape": shape, "flow": flow}
-        super().__init__(target, step_size, trajectory_length, integrator, **options)
-        accepted = "a finite number > 0"
+        super().__init__(
+            target, step_size=step_size, inverse_mass=inverse_mass, shape=shape, flow=flow
+        )
+        self.trajectory_length = check_positive("trajectory_length", trajectory_length)
+        self.integrator = check_choice("integrator", integrator, INTEGRATORS)
         self.num_steps = check_integer("num_steps", num_steps, 1)
-        self.energy_variance = check_number("energy_variance", energy_variance, accepted, above=0)
+        self.energy_variance = check_positive("energy_variance", energy_variance)
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, biased)"
@@ -204,18 +186,7 @@ class MCLMC(Microcanonical):
         if direction is None:
             direction = random_direction(state.position, generator)
         options = self.num_steps, self.trajectory_length, generator, DIVERGENCE_THRESHOLD
-        path = self._path(state, direction, *options)
-        new = path.state._replace(direction=path.direction)
-        return new, StepInfo(
-            acceptance_rate=path.is_sound.to(state.energy),
-            accepted=path.is_sound,
-            diverging=~path.is_sound,
-            hamiltonian=new.energy,
-            n_steps=self.num_steps,
-            gradient_evaluations=path.evaluations,
-            trajectory=path.trajectory,
-            energy_error=path.mean_square,
-        )
+        return self._path(state, direction, *options)[:2]
 
 
 class MAMS(QuasiRandomLengths, Microcanonical):
@@ -229,14 +200,9 @@ class MAMS(QuasiRandomLengths, Microcanonical):
     it ends with are too long for chains that begin far out: these need a warm-up.
 
     Args:
-        target, inverse_mass, shape, flow: as for :class:`HMC`.
-        step_size: of the integrator, > 0; the speed is the mean one of HMC.
+        target, inverse_mass, shape, flow, step_size, integrator: as for :class:`MCLMC`.
         trajectory_length: L, mean time of a trajectory, > 0.
         max_steps: steps that no trajectory exceeds, >= 1.
-        integrator: "minimal_norm", of two gradients a step, or "leapfrog", of one.
-
-    Raises:
-        TypeError, ValueError: as for ``HMC``.
 
     References:
         Robnik, Cohn-Gordon, Seljak, "Metropolis Adjusted Microcanonical Hamiltonian Monte Carlo"
@@ -265,21 +231,23 @@ class MAMS(QuasiRandomLengths, Microcanonical):
         shape: tuple[int, ...] | None = None,
         flow: TransformModule | None = None,
     ) -> None:
-        options: Any = {"inverse_mass": inverse_mass, "shape": shape, "flow": flow}
-        super().__init__(target, step_size, trajectory_length, integrator, **options)
+        super().__init__(
+            target, step_size=step_size, inverse_mass=inverse_mass, shape=shape, flow=flow
+        )
+        self.trajectory_length = check_positive("trajectory_length", trajectory_length)
+        self.integrator = check_choice("integrator", integrator, INTEGRATORS)
         self.max_steps = check_integer("max_steps", max_steps, 1)
 
     def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
-        """Integrate the next trajectory of the sequence; accept or reject its end."""
         state, n_steps = self._next_length(state, 2 * self.trajectory_length)
         direction = random_direction(state.position, generator)
-        path = self._path(state, direction, n_steps, math.inf, generator)
-        log_ratio = torch.where(path.is_sound, -path.error, -math.inf)
-        new, info = metropolis(state, path.state, log_ratio, generator)
+        end, path, error = self._path(state, direction, n_steps, math.inf, generator)
+        log_ratio = torch.where(path.accepted, -error, -math.inf)
+        new, info = metropolis(state, end, log_ratio, generator)
         return new, info._replace(
-            diverging=~(path.is_sound & (path.error < DIVERGENCE_THRESHOLD)),
+            diverging=path.diverging | ~(error < DIVERGENCE_THRESHOLD),
             n_steps=n_steps,
-            gradient_evaluations=path.evaluations,
+            gradient_evaluations=path.gradient_evaluations,
             trajectory=path.trajectory,
         )
 

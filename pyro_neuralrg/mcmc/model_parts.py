@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pyro.distributions.torch_transform import TransformModule
@@ -23,7 +22,7 @@ class Part(NamedTuple):
 
     sites: list[str]
     values: Callable[[Tensor], dict[str, Tensor]]
-    lattices: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+    lattices: Mapping[str, tuple[int, ...]] = {}
     module: nn.Module | None = None
     flow: TransformModule | None = None
     base: StandardNormal = NORMAL
@@ -53,6 +52,5 @@ def part_of(model: Any, name: str, trace: Any) -> Part:
 
     lattices = dict.fromkeys(getattr(guide, "fields", ()), getattr(guide, "shape", ()))
     flow = guide.get_transform()
-    if not isinstance(flow, TransformModule):
-        return Part(list(nodes), values, lattices, guide)
-    return Part(list(nodes), values, lattices, guide, flow, base_of(flow))
+    known = (flow, base_of(flow)) if isinstance(flow, TransformModule) else ()
+    return Part(list(nodes), values, lattices, guide, *known)

@@ -314,14 +314,11 @@ class ModelTarget(Target):
             return {name: transforms[name].inv(values[name]) for name in names}
 
     def computed(self, positions: Tensor) -> dict[str, Tensor]:
-        """See :class:`Target`; not of a model that sums over discrete sites, which have no draws.
-
-        Vectorised by ``torch.func.vmap`` where the model is.
-        """
+        """See :class:`Target`; none of a model that sums over discrete sites."""
         if self._transport is not None:
-            flow, behind, order = self._transport
             with torch.no_grad():
-                return behind.computed(forward_and_ladj(flow, positions, 1)[0][..., order])
+                behind, x, _ = self._behind(positions)
+                return behind.computed(x)
         if not self._computed:
             return {}
 

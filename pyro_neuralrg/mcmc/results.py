@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_neuralrg.arguments import check_integer, copied
 from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, StepInfo
 from pyro_neuralrg.mcmc.run_state import Cost, RunState
-from pyro_neuralrg.mcmc.target import Target
+from pyro_neuralrg.mcmc.target import Target, concatenated
 from pyro_neuralrg.observables.configurations import Observable
 from pyro_neuralrg.runtime.memory import available_memory, check_fits, kept_bytes
 from pyro_neuralrg.runtime.notebook import html_table
@@ -104,11 +104,11 @@ def observe(
     if not observables:
         return {}
 
-    def values(part: Tensor) -> tuple[Tensor, ...]:
-        return tuple(observed(observables, target.physical(part), target.lattices).values())
+    def values(part: Tensor) -> dict[str, Tensor]:
+        return observed(observables, target.physical(part), target.lattices)
 
     found = target.by_batches(values, positions)
-    return {name: value.cpu() for name, value in zip(observables, found, strict=True)}
+    return {name: value.cpu() for name, value in found.items()}
 
 
 def observed(
@@ -128,11 +128,6 @@ def observed(
                 f"shape ({number}, ...), one value for each field"
             )
     return {name: value.detach() for name, value in found.items()}
-
-
-def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The parts of each site, one after the other."""
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 class RunResults:
@@ -241,13 +236,13 @@ class RunResults:
         if self._samples is None:
             target = self.kernel.target
             flat = positions.flatten(0, 1).split(PHYSICAL_BATCH)
-            physical = _joined([target.physical(some) for some in flat])
+            physical = concatenated([target.physical(some) for some in flat])
             self._samples = physical | target.latent(positions.flatten(0, 1))
             first = target.computed(flat[0])
             size = len(flat) * sum(values.nbytes for values in first.values())
             if 2 * size < available_memory(target.device):  # with a copy of all while it is made
                 rest = [target.computed(some) for some in flat[1:]]
-                self._samples |= _joined([first, *rest])
+                self._samples |= concatenated([first, *rest])
             else:
                 warnings.warn(
                     f"the draws leave out the deterministic sites {sorted(first)}, which take "

@@ -15,7 +15,7 @@ from pyro_neuralrg.mcmc.kernel import ChainState, Kernel
 from pyro_neuralrg.runtime.processes import Processes
 
 CHAIN_FORMAT = FileFormat(
-    "pyro_neuralrg.sampling", version=8, writer="VectorizedMCMC(..., record=Record(...))"
+    "pyro_neuralrg.sampling", version=9, writer="VectorizedMCMC(..., record=Record(...))"
 )
 
 
@@ -53,30 +53,15 @@ class RunState(NamedTuple):
         """Steps taken, of warm-up and draws."""
         return self.warmed_up + self.drawn
 
-    def after(
-        self,
-        number: int,
-        is_draw: bool,
-        chains: ChainState,
-        random: Tensor,
-        evaluations: int,
-        seconds: float,
-    ) -> RunState:
-        """The state after so many steps of the warm-up, or draws, that cost so much."""
-        return RunState(
-            chains,
-            random,
-            self.warmed_up + number * (not is_draw),
-            self.drawn + number * is_draw,
-            self.gradient_evaluations.plus(evaluations, is_draw),
-            self.seconds.plus(seconds, is_draw),
-        )
-
     def contents(self, world: Processes) -> dict[str, Any]:
         """The entries of a file that hold the states of all processes."""
         mark = {"warmed_up": self.warmed_up, "drawn": self.drawn}
         costs = {name: list(getattr(self, name)) for name in ("gradient_evaluations", "seconds")}
-        chains, random = gathered(self.chains._asdict(), world), world.gather(self.random[None])
+        chains = {
+            name: world.gather(value) if isinstance(value, Tensor) else value
+            for name, value in self.chains._asdict().items()
+        }
+        random = world.gather(self.random[None])
         return {"chains": chains, "random": random, "mark": mark | costs}
 
     @classmethod
@@ -90,14 +75,6 @@ class RunState(NamedTuple):
         costs = {name: Cost(*mark[name]) for name in ("gradient_evaluations", "seconds")}
         random = contents["random"][rank].clone()
         return cls(ChainState(**own), random, **{**mark, **costs})
-
-
-def gathered(values: Mapping[str, Any], world: Processes) -> dict[str, Any]:
-    """The mapping with its tensors ``(chains, ...)`` of all processes."""
-    return {
-        name: world.gather(value) if isinstance(value, Tensor) else value
-        for name, value in values.items()
-    }
 
 
 def settings_of(kernel: Kernel, adaptation: Adaptation) -> dict[str, Any]:

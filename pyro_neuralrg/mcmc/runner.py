@@ -68,7 +68,6 @@ class VectorizedMCMC(RunResults):
         interrupted: whether the draws were cut short.
 
     Raises:
-        TypeError, ValueError: naming the argument.
         MemoryLimitError: at the start, if the draws to be kept cannot fit (a ValueError).
 
     Example:
@@ -332,9 +331,15 @@ class VectorizedMCMC(RunResults):
             for row in added:
                 self._rows[name].add(row)
         chains, info = made[-1]
-        seconds, random = time.perf_counter() - began, generator.get_state()
-        cost = (evaluations * self.num_chains, seconds)
-        state = state.after(len(made), is_draw, chains, random, *cost)
+        evaluations *= self.num_chains
+        state = RunState(
+            chains,
+            generator.get_state(),
+            state.warmed_up + len(made) * (not is_draw),
+            state.drawn + len(made) * is_draw,
+            state.gradient_evaluations.plus(evaluations, is_draw),
+            state.seconds.plus(time.perf_counter() - began, is_draw),
+        )
         label = f"{'draws' if is_draw else 'warm-up'} of {self.kernel.name}"
         for _ in made:
             progress.step(partial(self._figures, self.kernel, info), label)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from pyro_neuralrg.arguments import a_kind, check_integer
 from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, Step
@@ -54,13 +55,11 @@ class StagingMetropolis(Kernel):
         if self._target is not None:
             self._check(self._target)
 
-    def on(self, target: Target) -> StagingMetropolis:
-        """Return this kernel for another target, a ring polymer as well."""
+    def on(self, target: Target) -> Self:
         self._check(target)
         return super().on(target)
 
     def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
-        """Draw one stretch of every chain anew."""
         potential, length = self._check(self.target)
         x = state.position.reshape(len(state.position), potential.ring.beads, -1)
         moved = self._with_bridge(x, potential.ring, length, generator)

@@ -101,10 +101,12 @@ def started(
         raise ValueError(_refusal(target, state, world))
     redrawn, barred = world.gather(redrawn), torch.cat([world.gather(one) for one in steep])
     is_low = torch.cat([world.gather(one) for one in energy]) <= world.gather(state.energy).median()
-    if bool((barred.any(-1) & is_low).any()):
-        raise ValueError(_warning(target, barred, f"of {evaluations * chains} starts"))
-    if world.is_first and bool(barred.any()):
-        warnings.warn(_warning(target, barred, f"of {evaluations * chains} starts"), stacklevel=4)
+    if bool(barred.any()):
+        message = _warning(target, barred, f"of {evaluations * chains} starts")
+        if bool((barred.any(-1) & is_low).any()):
+            raise ValueError(message)
+        if world.is_first:
+            warnings.warn(message, stacklevel=4)
     elif world.is_first and candidates == 1 and bool(redrawn.any()):
         warnings.warn(
             f"{int(redrawn.sum())} of {chains} chains started where the energy is not finite, and "

@@ -6,26 +6,22 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
+from typing_extensions import Self
 
 from pyro_neuralrg.arguments import copied
 from pyro_neuralrg.bases import NORMAL, StandardNormal, base_of
-from pyro_neuralrg.distributions.flow import (
-    check_flow,
-    flow_dtype_and_device,
-)
+from pyro_neuralrg.distributions.flow import check_flow, flow_dtype_and_device
 from pyro_neuralrg.infer.pyro_internals import is_numerical, numbers_may_fail
 from pyro_neuralrg.lattice import MAX_DIM, check_shape
 from pyro_neuralrg.potentials.base import LatticePotential, check_separate, trial_pair
 from pyro_neuralrg.transforms.base import forward_and_ladj, inverse_and_ladj
-
-AnyTarget = TypeVar("AnyTarget", bound="Target")
 
 
 class Target(ABC):
@@ -99,7 +95,7 @@ class Target(ABC):
         draws = (base or self.base).sample((chains, *shape), len(shape), **options)
         return draws.reshape(chains, -1)
 
-    def in_batches(self: AnyTarget, chain_batch_size: int | None) -> AnyTarget:
+    def in_batches(self, chain_batch_size: int | None) -> Self:
         """Return this target, evaluated for that many chains at once."""
         other = copy.copy(self)
         other.chain_batch_size = chain_batch_size
@@ -148,14 +144,11 @@ class Target(ABC):
         return found
 
     def by_batches(self, function: Callable[[Tensor], Any], positions: Tensor) -> Any:
-        """A function's result for positions, a tensor or a tuple, computed a batch at a time."""
+        """A function's result for positions, computed a batch at a time."""
         size = self.chain_batch_size
         if size is None or len(positions) <= size:
             return function(positions)
-        parts = [function(part) for part in positions.split(size)]
-        if isinstance(parts[0], Tensor):
-            return torch.cat(parts)
-        return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
+        return concatenated([function(part) for part in positions.split(size)])
 
     def _evaluate(self, positions: Tensor) -> Tensor:
         """Energies of one batch, with a graph: to be defined, or else the next two."""
@@ -265,13 +258,12 @@ class Target(ABC):
 
 
 class EnergyTarget(Target):
-    """A batched energy of one field, in physical space.
+    """A batched energy of one field, the site ``x``, in physical space.
 
     Args:
         energy: a LatticePotential, or a differentiable callable of a field ``(chains,) + shape`` to
             nats of shape ``(chains,)``.
         shape: of the field; None takes the potential's.
-        name: of the site.
         dtype: of positions; torch's default if None.
         device: of positions; the potential's or torch's default if None.
 
@@ -285,7 +277,6 @@ class EnergyTarget(Target):
         energy: LatticePotential | Callable[[Tensor], Tensor],
         shape: tuple[int, ...] | None = None,
         *,
-        name: str = "x",
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
@@ -298,8 +289,7 @@ class EnergyTarget(Target):
             accepted = "the lattice shape of the field that the energy takes"
             raise ValueError(f"shape is {shape}; accepted: {own_shape or accepted}")
         self.shape = check_shape(own_shape, most=MAX_DIM + 1)  # of a vector field as well
-        self.name = name
-        self.sites = self.lattices = {name: self.shape}
+        self.sites = self.lattices = {"x": self.shape}
         empty = torch.empty(0, dtype=dtype, device=device)
         self.dtype, self.device = empty.dtype, empty.device
         with numbers_may_fail():
@@ -330,11 +320,9 @@ class EnergyTarget(Target):
         return self.from_base(chains, generator, NORMAL)
 
     def _source(self) -> tuple[Any, ...]:
-        of_positions = self.shape, self.name, self.dtype, self.device
-        return self._energy, id(self.flow), self.base, *of_positions
+        return self._energy, id(self.flow), self.base, self.shape, self.dtype, self.device
 
     def _evaluate(self, positions: Tensor) -> Tensor:
-        """Energies with a graph."""
         return self._energies(positions.reshape(-1, *self.shape))
 
     def _energies(self, x: Tensor) -> Tensor:
@@ -353,13 +341,13 @@ class EnergyTarget(Target):
 class LatentTarget(EnergyTarget):
     r"""A batched energy of one field, in the latent space of a flow (paper Eq. 6).
 
-    Its energy is :math:`U(z) = E(g(z)) - \ln|\det \partial g/\partial z|`. Positions are z, or
-    standard normals u with ``z = flow.base.from_normal(u)``, whose slope then enters as well.
+    Its energy is :math:`U(z) = E(g(z)) - \ln|\det \partial g/\partial z|`. Positions, the site
+    ``x_latent``, are z, or standard normals u with ``z = flow.base.from_normal(u)``, whose slope
+    then enters as well.
 
     Args:
         energy, shape: as for :class:`EnergyTarget`.
         flow: ``x = flow(z)``, of the field's shape; positions are in its dtype and on its device.
-        name: of the physical site; the latent one is ``{name}_latent``.
         from_normal: as of :class:`~pyro_neuralrg.infer.FlowReparam`.
 
     Raises:
@@ -374,12 +362,11 @@ class LatentTarget(EnergyTarget):
         flow: TransformModule,
         shape: tuple[int, ...] | None = None,
         *,
-        name: str = "x",
         from_normal: bool = False,
     ) -> None:
         check_flow(flow)
         dtype, device = flow_dtype_and_device(flow)
-        super().__init__(energy, shape, name=name, dtype=dtype, device=device)
+        super().__init__(energy, shape, dtype=dtype, device=device)
         flow_shape = tuple(getattr(flow, "shape", self.shape))
         if flow_shape != self.shape or flow.domain.event_dim > len(self.shape):
             raise ValueError(
@@ -388,25 +375,25 @@ class LatentTarget(EnergyTarget):
         self.flow = flow
         self.base = NORMAL if from_normal else base_of(flow)
         self._map = base_of(flow) if from_normal else NORMAL  # from positions to latents
-        self.sites = {f"{name}_latent": self.shape}
-        self.flow_sites = {f"{name}_latent": (name, flow)}
+        self.sites = {"x_latent": self.shape}
+        self.flow_sites = {"x_latent": ("x", flow)}
 
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
             z = self._latents(positions)[0]
             x = forward_and_ladj(self.flow, z, len(self.shape))[0]
-        return {self.name: x.reshape(*positions.shape[:-1], *self.shape)}
+        return {"x": x.reshape(*positions.shape[:-1], *self.shape)}
 
     def latent(self, positions: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
             z = self._latents(positions)[0]
-        return {name: z.reshape(*positions.shape[:-1], *self.shape) for name in self.sites}
+        return {"x_latent": z.reshape(*positions.shape[:-1], *self.shape)}
 
     def initial(self, chains: int, generator: torch.Generator, start: Any = None) -> Tensor:
         """Draws of the flow; of the prior, standard normals in physical space."""
         if start == "prior":
             x = super().initial(chains, generator).reshape(-1, *self.shape)
-            return self.pack({self.name: x}, chains)
+            return self.pack({"x": x}, chains)
         if start not in (None, "flow"):
             return super().initial(chains, generator, start)
         return self.from_base(chains, generator)
@@ -425,6 +412,15 @@ class LatentTarget(EnergyTarget):
 
     def _unconstrain(self, name: str, value: Tensor) -> Tensor:
         return self._map.to_normal(value, len(self.shape))[0]
+
+
+def concatenated(parts: Sequence[Any]) -> Any:
+    """Tensors, tuples of tensors or tensors by name, joined along the first axis."""
+    if isinstance(parts[0], dict):
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    if isinstance(parts[0], tuple):
+        return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
+    return torch.cat(list(parts))
 
 
 def energy_and_gradient(

@@ -43,8 +43,13 @@ class Traced(Generic[Outputs]):
         found = self.function(positions)
         if self._calls == self.PATIENCE:
             self._graph = _traced(self.function, positions)
-        elif self._graph is not None and not _same(self._graph, positions, found):
-            self._graph = None
+        elif self._graph is not None:
+            try:
+                with torch.no_grad():
+                    same = all(map(torch.equal, self._graph(positions), found))
+            except Exception:
+                same = False
+            self._graph = self._graph if same else None
         return found
 
 
@@ -58,14 +63,6 @@ def _traced(function: Callable[[Tensor], Any], positions: Tensor) -> Any:
             graph = make_fx(lambda x: function(x))(positions)
             graph.graph.eliminate_dead_code()
             graph.recompile()
+            return graph
     except Exception:  # whatever stands in the way, the function itself is there
         return None
-    return graph
-
-
-def _same(graph: Any, positions: Tensor, found: tuple[Tensor, ...]) -> bool:
-    try:
-        with torch.no_grad():
-            return all(map(torch.equal, graph(positions), found))
-    except Exception:
-        return False

@@ -82,10 +82,7 @@ class Progress:
     def step(
         self, figures: Callable[[], str], label: str | None = None, done: int | None = None
     ) -> None:
-        """Count a step, or say how many are ``done``; ``label`` is a new name.
-
-        ``figures`` is called only if they are shown.
-        """
+        """Count a step, or say how many are ``done``; ``figures`` is called only to be shown."""
         if self._bar.disable:
             return
         self._bar.n = self._bar.n + 1 if done is None else done

@@ -23,11 +23,7 @@ class MemoryLimitError(ValueError):
 
 
 def check_fits(asked: str, size: float, device: torch.device, otherwise: str = "") -> None:
-    """Raise a MemoryLimitError if ``size`` bytes on ``device`` are more than there are.
-
-    Its message says what was ``asked`` for, such as "shape is (8, 8)", and what is accepted
-    ``otherwise``.
-    """
+    """Raise a MemoryLimitError if what was ``asked`` for takes more bytes than ``device`` has."""
     there = available_memory(device)
     if size > there:
         raise MemoryLimitError(
@@ -54,10 +50,7 @@ def kept_bytes(size: float, processes: int) -> float:
 
 
 def available_memory(device: torch.device) -> float:
-    """Bytes that this process can have, infinite where the system does not tell.
-
-    Processes that share the memory of a device have equal parts of it.
-    """
+    """Bytes that this process can have, its part of a device; infinite where it is not told."""
     sharing = processes_here()
     if device.type == "cuda":
         there = float(torch.cuda.mem_get_info(device)[0])

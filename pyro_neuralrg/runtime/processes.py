@@ -35,14 +35,10 @@ class Processes(NamedTuple):
     What is reduced or gathered is the same, bit for bit, on all of them. Every method has to be
     called by all processes, in the same order; of one process alone they cost nothing. Each raises
     a LostProcessError if another process has ended.
-
-    Attributes:
-        rank: number of this process, from 0.
-        size: number of processes.
     """
 
-    rank: int = 0
-    size: int = 1
+    rank: int = 0  # of this process
+    size: int = 1  # number of processes
 
     @property
     def is_first(self) -> bool:

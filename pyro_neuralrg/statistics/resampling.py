@@ -80,15 +80,10 @@ def with_error(value: float, error: float) -> str:
 
 
 class WeightedGroups(NamedTuple):
-    """Weighted samples in independent groups, in order: sums of their weights w, and of w v.
+    """Weighted samples in independent groups, in order: sums of their weights w, and of w v."""
 
-    Attributes:
-        masses: sums of w, up to one factor, float64, ``(groups,)``.
-        sums: of w v, ``(groups, ...)``.
-    """
-
-    masses: Tensor
-    sums: Tensor
+    masses: Tensor  # up to one factor, float64, (groups,)
+    sums: Tensor  # (groups, ...)
 
 
 _Blocks = tuple[NDArray[np.int64], FloatArray, list[FloatArray]]

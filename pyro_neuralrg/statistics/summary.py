@@ -216,14 +216,13 @@ def summary_table(draws: Mapping[str, Any], max_sites: int | None = None) -> Any
     lines = {
         label: {**_rounded(figures), "note": note}
         for name, values in draws.items()
-        for label, figures, note in _lines(name, _field_summary(values, max_sites))
+        for label, figures, note in _lines(
+            name,
+            values if isinstance(values, FieldSummary) else summarise_field(values, max_sites),
+        )
     }
     table = pd.DataFrame.from_dict(lines, orient="index")
     return table if any(table.get("note", [])) else table.drop(columns="note", errors="ignore")
-
-
-def _field_summary(values: Any, max_sites: int | None) -> FieldSummary:
-    return values if isinstance(values, FieldSummary) else summarise_field(values, max_sites)
 
 
 def _rounded(figures: Summary) -> dict[str, float]:

@@ -119,7 +119,16 @@ class LogWeights:
         handful outweighs all others; NaN where there is no tail to fit: of fewer than 30 weights,
         of copies, of equal ones, and if all are zero.
         """
-        return math.nan if self.copies else _pareto_k(self.values)
+        number, largest = len(self), self.values.max()
+        if self.copies or number < MIN_TAIL_WEIGHTS or not bool(largest.isfinite()):
+            return math.nan
+        relative = (self.values - largest).clamp(min=LOG_NEGLIGIBLE)
+        if float(relative.min()) > -MIN_LOG_RANGE:
+            return math.nan
+        top = relative.topk(_tail_size(number) + 1).values
+        above = top[top > top[-1]].exp() - top[-1].exp()
+        k = float(_pareto_tail(above)[0]) if len(above) > MIN_ABOVE else math.inf
+        return math.inf if math.isnan(k) else k
 
     @cached_property
     def smoothed(self) -> LogWeights:
@@ -199,20 +208,6 @@ def tail_of_squares(residuals: Tensor) -> tuple[Tensor, Tensor]:
     tail = size * torch.trapezoid(quantiles.square(), part, dim=0)
     missing = (tail - top[:-1].square().sum(0)).clamp(min=0.0)
     return torch.where(k > HEAVY_PARETO_K, sums + missing, sums), k
-
-
-def _pareto_k(log_weights: Tensor) -> float:
-    """See :attr:`LogWeights.pareto_k`; infinity if hardly a weight is above the others."""
-    number, largest = len(log_weights), log_weights.max()
-    if number < MIN_TAIL_WEIGHTS or not bool(largest.isfinite()):
-        return math.nan
-    relative = (log_weights - largest).clamp(min=LOG_NEGLIGIBLE)
-    if float(relative.min()) > -MIN_LOG_RANGE:
-        return math.nan
-    top = relative.topk(_tail_size(number) + 1).values
-    above = top[top > top[-1]].exp() - top[-1].exp()
-    k = float(_pareto_tail(above)[0]) if len(above) > MIN_ABOVE else math.inf
-    return math.inf if math.isnan(k) else k
 
 
 def _tail_size(number: int) -> int:

@@ -28,6 +28,7 @@ from pyro_neuralrg.distributions.flow import (
 )
 from pyro_neuralrg.runtime.console import Progress, warn_user
 from pyro_neuralrg.runtime.processes import seeded
+from pyro_neuralrg.statistics.resampling import sample_mean
 from pyro_neuralrg.train.optimizer import JoinedAdam, learning_rate_factor
 
 EVALUATED_AT_ONCE = 1000
@@ -206,9 +207,8 @@ def cross_entropy(
     with torch.no_grad():
         for part in data.split(EVALUATED_AT_ONCE):
             parts.append(-q.log_prob(_fields(flow, part, prepare)).double().cpu())
-    losses = torch.cat(parts)
-    spread = float(losses.std()) if len(losses) > 1 else math.nan
-    return float(losses.mean()), spread / math.sqrt(len(losses))
+    found = sample_mean(torch.cat(parts))
+    return found.value, found.standard_error
 
 
 def _fields(flow: Any, data: Tensor, prepare: Callable[[Tensor], Tensor] | None) -> Tensor:

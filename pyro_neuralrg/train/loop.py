@@ -63,10 +63,7 @@ STATE = (
 
 
 class Measured(NamedTuple):
-    """A loss at the final temperature in nats, infinite if it is not finite.
-
-    Mean, standard deviation and number of its samples.
-    """
+    """A loss in nats, infinite if it is not finite: mean, deviation and number of its samples."""
 
     loss: float
     spread: float

@@ -16,6 +16,7 @@ import xarray
 
 from pyro_neuralrg.diagnostics import diagnose, group_of, make_tree, save_tree, weights_to_arviz
 from pyro_neuralrg.free_energy.importance import from_log_weights
+from pyro_neuralrg.statistics import LogWeights
 
 
 @pytest.mark.parametrize("version", [arviz.__version__, "1.0.0"])
@@ -121,7 +122,7 @@ def test_a_changed_name_is_the_same_in_every_group() -> None:
 
 def test_weights_agree_with_the_estimate_of_the_free_energy() -> None:
     weights = torch.randn(500) + 3.0
-    group, known = weights_to_arviz(weights).importance, from_log_weights(weights)
+    group, known = weights_to_arviz(weights).importance, from_log_weights(LogWeights(weights))
     assert group.attrs["log_partition"] == pytest.approx(-known.importance)
     assert group.attrs["pareto_k"] == known.pareto_k
     assert group.attrs["ess"] == pytest.approx(known.ess * 500)
