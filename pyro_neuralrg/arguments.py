@@ -132,6 +132,13 @@ def check_values(
     return value
 
 
+def check_finite(name: str, values: Tensor, fits: bool, accepted: str) -> None:
+    """Raise a ValueError unless a tensor fits by its shape, and all of its entries are finite."""
+    if not fits or not bool(values.isfinite().all()):
+        seen = "entries that are not finite" if fits else f"shape {tuple(values.shape)}"
+        raise ValueError(f"{name} has {seen}; accepted: {accepted}")
+
+
 def check_array(name: str, value: Any, accepted: str = "real numbers") -> NDArray[np.float64]:
     """Return a copy of an array, a tensor or a list in double precision, None as NaN."""
     try:

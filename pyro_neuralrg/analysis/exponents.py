@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_neuralrg.analysis.blocking import are_spins, blocked_shapes, sums_by_scale
@@ -324,7 +325,9 @@ def mcrg(
     sums = sums_by_scale(flat, blocking, shapes, chosen, signs, seed)
     _check_variance(sums, chosen)
     edges = _block_edges(sums[-1], (len(flat), 1) if len(batch) == 1 else batch, blocks)
-    counts = _resampled(len(edges) - 1, resamples, seed)
+    number = len(edges) - 1
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(number, np.full(number, 1 / number), size=resamples)
     return MCRG(
         blocking=blocking if isinstance(blocking, str) else "flow",
         factor=sides[0] // shapes[1][0],
@@ -332,8 +335,8 @@ def mcrg(
         normalization=normalization,
         cutoff=cutoff,
         num_fields=len(flat),
-        num_blocks=len(edges) - 1,
-        _covariances=tuple(_covariances(sums, shapes, chosen, edges, counts)),
+        num_blocks=number,
+        _covariances=tuple(_covariances(sums, shapes, chosen, edges, drawn)),
     )
 
 
@@ -367,21 +370,15 @@ def _block_edges(sums: Tensor, chains: Sequence[int], blocks: int | None) -> lis
     return edges[merged].tolist()
 
 
-def _resampled(blocks: int, resamples: int, seed: int) -> Tensor:
-    """How often each block is in the whole, index 0, and in each resample."""
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(blocks, np.full(blocks, 1 / blocks), size=resamples)
-    return torch.from_numpy(np.vstack([np.ones((1, blocks)), drawn]))
-
-
 def _covariances(
     sums: Tensor,
     shapes: Sequence[tuple[int, ...]],
     operators: Sequence[Operator],
     edges: Sequence[int],
-    counts: Tensor,
+    drawn: NDArray[np.int64],
 ) -> Iterator[_Covariances]:
-    """The moments of each step, over all fields and in each resample."""
+    """The moments of each step, over all fields and where blocks are ``drawn`` so often."""
+    counts = torch.from_numpy(np.vstack([np.ones((1, len(edges) - 1)), drawn]))
     masses = counts @ torch.from_numpy(np.diff(edges)).double()
 
     def mean(values: Tensor) -> Tensor:

@@ -250,7 +250,8 @@ def mutual_information(
     shuffles = check_integer("shuffles", shuffles, 2)
     rng = np.random.default_rng(check_integer("seed", seed, 0, LARGEST_SEED))
     columns = _columns(samples, max(method.least_samples, 2 * NUM_PARTS))
-    ranks = _ranks(columns, rng)
+    order = np.lexsort((rng.random(columns.shape), columns))  # equal values at random
+    ranks = order.argsort(axis=1)
     bias, noise = _shuffled(ranks, method, shuffles, rng)
     ready = [method.prepare(column) for column in ranks]
     size = columns.shape[1]
@@ -386,12 +387,6 @@ def _columns(samples: Any, least: int) -> Array:
             f"index {bad[0]}; accepted: finite numbers that vary"
         )
     return columns
-
-
-def _ranks(columns: Array, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Ranks 0 .. n - 1 of each variable; equal values at random, lest their order tell."""
-    order = np.lexsort((rng.random(columns.shape), columns))
-    return order.argsort(axis=1)
 
 
 def _shuffled(

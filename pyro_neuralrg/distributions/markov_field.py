@@ -285,14 +285,12 @@ def _alike(parameters: dict[str, Tensor | float]) -> dict[str, Tensor]:
     known = [check_tensor(x, value) for x, value in parameters.items() if isinstance(value, Tensor)]
     known = known or [torch.zeros(())]
     dtype = functools.reduce(torch.promote_types, (value.dtype for value in known))
-    return {
-        name: value.to(dtype)
-        if isinstance(value, Tensor)
-        else torch.tensor(
-            check_number(name, value, NUMBER_OR_TENSOR), dtype=dtype, device=known[0].device
-        )
-        for name, value in parameters.items()
-    }
+    found = {}
+    for name, value in parameters.items():
+        if not isinstance(value, Tensor):
+            value = known[0].new_tensor(check_number(name, value, NUMBER_OR_TENSOR), dtype=dtype)
+        found[name] = value.to(dtype)
+    return found
 
 
 def _diagonal(eigenvalues: Tensor, boundary: str) -> Tensor:

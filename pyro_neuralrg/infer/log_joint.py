@@ -67,28 +67,25 @@ class UnconstrainedModel:
         Each term is computed in the dtype of the site.
         """
         with self._solves():
-            return self._energy(params)
-
-    def _energy(self, params: Mapping[str, Tensor]) -> Tensor:
-        trace, values = self.trace(params)
-        refuse_change(latent_sites(trace).keys() | values.keys() - trace.nodes.keys())
-        for x in self._wide:
-            trace.nodes[x]["value"] = self.transforms[x].inv(params[x].double())
-        shares = {x: _shares(trace.nodes[x]["fn"], params[x]) for x in self._with_shares}
-        total: Any = 0.0
-        for x, site in trace.nodes.items():
-            if site["type"] == "sample" and not site_is_subsample(site):
-                log_shares = shares[x][0] if x in shares else None
-                log_p = log_prob(site["fn"], site["value"], self._sum_dtype, log_shares)
-                log_p = scale_and_mask(log_p, site["scale"], site["mask"])
-                total = total + log_p.sum(dtype=self._sum_dtype)
-        for x, transform in self.transforms.items():
-            if x in shares:
-                total = total + shares[x][1].sum()
-            else:
-                slope = transform.log_abs_det_jacobian(values[x], params[x])
-                total = total - slope.sum(dtype=self._sum_dtype)
-        return -total
+            trace, values = self.trace(params)
+            refuse_change(latent_sites(trace).keys() | values.keys() - trace.nodes.keys())
+            for x in self._wide:
+                trace.nodes[x]["value"] = self.transforms[x].inv(params[x].double())
+            shares = {x: _shares(trace.nodes[x]["fn"], params[x]) for x in self._with_shares}
+            total: Any = 0.0
+            for x, site in trace.nodes.items():
+                if site["type"] == "sample" and not site_is_subsample(site):
+                    log_shares = shares[x][0] if x in shares else None
+                    log_p = log_prob(site["fn"], site["value"], self._sum_dtype, log_shares)
+                    log_p = scale_and_mask(log_p, site["scale"], site["mask"])
+                    total = total + log_p.sum(dtype=self._sum_dtype)
+            for x, transform in self.transforms.items():
+                if x in shares:
+                    total = total + shares[x][1].sum()
+                else:
+                    slope = transform.log_abs_det_jacobian(values[x], params[x])
+                    total = total - slope.sum(dtype=self._sum_dtype)
+            return -total
 
     def functions(self, params: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
         """The values of sites that are functions of the latents."""

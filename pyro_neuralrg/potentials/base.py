@@ -198,11 +198,11 @@ class LatticePotential(ABC):
 
         ``options`` of :meth:`~pyro_neuralrg.transforms.HierarchicalFlow.build` take precedence.
         """
-        known = {"boundary": self.boundary, "odd": self.even, "base": self.base}
-        known["components"] = self.components
+        known: dict[str, Any] = {"boundary": self.boundary, "components": self.components}
+        known |= {"odd": self.even, "base": self.base}
         if options.get("covariance") is None:  # which stands in place of the potential's own
             known["spectrum"] = self.spectrum
-        return HierarchicalFlow.build(self.lattice, **{**known, **options})
+        return HierarchicalFlow.build(self.lattice, **known | options)
 
     def to(self: AnyPotential, device: torch.device | str) -> AnyPotential:
         """The same potential for fields on another device (itself if it is there already)."""
@@ -281,15 +281,14 @@ class LatticePotential(ABC):
             torch.Size([7])
         """
         check_type("fn", fn, Callable, "a function of fields that returns nats")
-        options = {"boundary": boundary, "even": even, "spectrum": spectrum}
-        options["components"] = components
-        potential = _EnergyFunction(shape, fn, **options).to(device)
+        options: Any = {"even": even, "spectrum": spectrum, "components": components}
+        potential = _EnergyFunction(shape, fn, boundary=boundary, **options).to(device)
         x, nats = potential.try_energy(like=torch.empty(0))
         if bool(nats.isnan().any()):
             raise ValueError("fn returned NaN for a field of standard normals; accepted: energies")
         if even and not torch.allclose(nats, potential.energy(-x).detach(), rtol=1e-3, atol=1e-3):
             raise ValueError("even is True but fn(x) != fn(-x); accepted: even=False, an even fn")
-        potential.is_uniform = is_uniform(potential, x, nats)
+        potential.is_uniform = x.is_meta or is_uniform(potential, x)
         return potential
 
 
@@ -356,30 +355,23 @@ class _Heated(LatticePotential):
         return self if moved is self.cold else _Heated(moved, self.factor)
 
 
-def is_uniform(potential: LatticePotential, x: Tensor, nats: Tensor) -> bool:
+def is_uniform(potential: LatticePotential, x: Tensor) -> bool:
     """True if the energies of fields stay the same as these are moved by a site along each axis.
 
     On an open lattice fields that vanish at its edges are moved, on sides of at least
     ``LEAST_OPEN_SIDE`` sites.
     """
-    if x.is_meta:
-        return True
-    dims = len(potential.shape)
+    is_open, dims = potential.boundary == "open", len(potential.shape)
+    least = LEAST_OPEN_SIDE if is_open else 2
+    axes = [axis - dims for axis, side in enumerate(potential.lattice) if side >= least]
     inside = torch.ones_like(x)
-    if potential.boundary == "open":
-        for axis, side in enumerate(potential.lattice):
-            if side >= LEAST_OPEN_SIDE:
-                inside.movedim(axis - dims, -1)[..., [0, 1, side - 3, side - 2, side - 1]] = 0.0
-        x = x * inside
-        nats = potential.energy(x).detach()
+    for axis in axes if is_open else ():
+        inside.movedim(axis, -1)[..., [0, 1, -3, -2, -1]] = 0.0
+    fields = (x * inside, *((x * inside).roll(1, axis) for axis in axes))
+    nats, *others = (potential.energy(moved).detach() for moved in fields)
     size = nats.nan_to_num(0.0, 0.0, 0.0).abs().clamp(min=1.0)
-    for axis, side in enumerate(potential.lattice):
-        if side == 1 or (potential.boundary == "open" and side < LEAST_OPEN_SIDE):
-            continue
-        moved = potential.energy(x.roll(1, axis - dims)).detach()
-        if not torch.allclose(moved / size, nats / size, rtol=0.0, atol=MOVED, equal_nan=True):
-            return False
-    return True
+    rounding: Any = {"rtol": 0.0, "atol": MOVED, "equal_nan": True}
+    return all(torch.allclose(other / size, nats / size, **rounding) for other in others)
 
 
 def site_features_of(potential: LatticePotential, odd: bool) -> Tensor | None:
@@ -415,15 +407,14 @@ def site_features_of(potential: LatticePotential, odd: bool) -> Tensor | None:
 def describe(potential: Any, shown: Iterable[str]) -> str:
     """The repr of a potential or a family, with the numbers and tuples of these names."""
     given = {name: getattr(potential, name) for name in shown}
+    if getattr(potential, "components", 0):
+        given["components"] = potential.components
     numbers = "".join(
         f", {name}={f'{value:.9g}' if isinstance(value, float) else value}"
         for name, value in given.items()
     )
-    name = type(potential).__name__.lstrip("_")
-    shape = getattr(potential, "lattice", potential.shape)
-    if getattr(potential, "components", 0):
-        numbers += f", components={potential.components}"
-    return f"{name}({shape}{numbers}, boundary={potential.boundary!r})"
+    shape, kind = getattr(potential, "lattice", potential.shape), type(potential).__name__
+    return f"{kind.lstrip('_')}({shape}{numbers}, boundary={potential.boundary!r})"
 
 
 def check_energy(nats: Any, x: Tensor, shape: tuple[int, ...], whose: str) -> Tensor:

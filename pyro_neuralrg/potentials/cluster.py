@@ -89,15 +89,10 @@ def swendsen_wang(
     Every bond whose energy is low (:math:`K_{ij} s_i s_j > 0`, either sign of K, frustrated or not)
     is closed with probability :math:`1 - e^{-2|K_{ij}|}`; each cluster of closed bonds keeps its
     spins with probability :math:`1/(1 + e^{-2 h \cdot s})`, with the sum over its sites, else flips
-    as a whole. ``field`` is h / T of each site, shape ``(sites,)``. Chains from random starts run
-    side by side, with ``warmup`` sweeps before the first configuration and ``between`` from one to
-    the next.
-
-    Returns:
-        Spins of +1 and -1, shape ``(rounds, chains, sites)``.
-
-    References:
-        R. H. Swendsen and J.-S. Wang, Phys. Rev. Lett. 58, 86 (1987).
+    as a whole (R. H. Swendsen and J.-S. Wang, Phys. Rev. Lett. 58, 86 (1987)). ``field`` is h / T
+    of each site, shape ``(sites,)``. Chains from random starts run side by side, with ``warmup``
+    sweeps before the first configuration and ``between`` from one to the next, to spins of +1 and
+    -1, shape ``(rounds, chains, sites)``.
     """
     rng = np.random.default_rng(seed)
     spins = rng.choice(np.array([-1, 1], dtype=np.int8), size=(chains, sites))
@@ -140,22 +135,10 @@ def reflected_clusters(
 
     For a direction r the signs of :math:`s_i \cdot r` are Ising spins of couplings
     :math:`K_{ij} |s_i \cdot r| |s_j \cdot r|`, which :func:`sweep` moves: each cluster is reflected
-    in the plane normal to r. Warm-up and distance of configurations as of :func:`swendsen_wang`, of
-    four mirrors for a sweep.
-
-    Args:
-        bonds: of the lattice.
-        mirrors: ``mirrors(rng, chains)`` draws directions ``(chains, components)``, whose planes
-            reflect states into states.
-        start: spins ``(chains, sites, components)``.
-        rounds: configurations of each chain.
-        seed: of all of them.
-
-    Returns:
-        Spins ``(rounds, chains, sites, components)``.
-
-    References:
-        U. Wolff, Phys. Rev. Lett. 62, 361 (1989).
+    in the plane normal to r (U. Wolff, Phys. Rev. Lett. 62, 361 (1989)). Directions ``(chains,
+    components)``, whose planes reflect states into states, are drawn by ``mirrors(rng, chains)``.
+    From ``start``, ``(chains, sites, components)``, to spins with ``rounds`` in front; warm-up and
+    distance of configurations as of :func:`swendsen_wang`, of four mirrors for a sweep.
     """
     rng, spins = np.random.default_rng(seed), start
     left, right, strength = bonds
@@ -184,15 +167,9 @@ def tempered_spins(
     r"""Draw spin configurations of :math:`p(s) \propto e^{w(s)}`, w = s.K.s / 2 + h.s.
 
     Replicas of :math:`e^{b w}`, from b = 1 down to where the heat bath mixes at once (the bonds of
-    no spin add up to more than 1), are swept site by site, exchanged with their neighbours, and
-    that of b = 1 also flipped by clusters. Warm-up and distance of configurations are those of
-    :func:`swendsen_wang`.
-
-    Returns:
-        Spins of +1 and -1, shape ``(rounds, chains, sites)``.
-
-    References:
-        K. Hukushima and K. Nemoto, J. Phys. Soc. Jpn. 65, 1604 (1996).
+    no spin add up to more than 1), are swept site by site, exchanged with their neighbours (K.
+    Hukushima and K. Nemoto, J. Phys. Soc. Jpn. 65, 1604 (1996)), and that of b = 1 also flipped by
+    clusters. Results, warm-up and distance of configurations as of :func:`swendsen_wang`.
     """
     rng, sites = np.random.default_rng(seed), len(couplings)
     field = np.zeros(sites) if own_field is None else own_field
@@ -245,14 +222,9 @@ def sample_with_clusters(
     r"""Draw fields of an even energy whose only coupling of sites is ``-bond * phi_x phi_y``.
 
     At given sizes the signs are Ising spins with :math:`K_{xy} = b |\phi_x| |\phi_y|`, which
-    Swendsen-Wang moves; a short HMC trajectory of all sites moves sizes. Chains from random starts
-    run side by side: ``energy_and_gradient``, in nats, takes float64 fields ``(chains,) + shape``.
-
-    Returns:
-        Float64 fields of shape ``(n,) + shape``.
-
-    References:
-        R. C. Brower and P. Tamayo, Phys. Rev. Lett. 62, 1087 (1989).
+    Swendsen-Wang moves (R. C. Brower and P. Tamayo, Phys. Rev. Lett. 62, 1087 (1989)); a short HMC
+    trajectory of all sites moves sizes. Chains from random starts run side by side:
+    ``energy_and_gradient``, in nats, takes float64 fields ``(chains,) + shape``.
     """
     chains = max(1, min(n, SITES_AT_ONCE // math.prod(shape)))
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))

@@ -122,16 +122,12 @@ class LennardJonesCrystal(LatticePotential):
         self.nearest = scale * nearest
         self.linear_below: float | None = None
         lattice, basis = scale * np.array(edges), scale * np.array(sites)
-        pairs = _pairs(sides, lattice, basis, cutoff + PAIR_MARGIN)
-        self._first, self._second, distances = pairs
-        apart = self._first != self._second  # images of one atom keep their distance
+        first, second, distances = _pairs(sides, lattice, basis, cutoff + PAIR_MARGIN)
+        apart = first != second  # images of one atom keep their distance
         self._of_images = float(self._pair_energy(torch.from_numpy(distances[~apart])).sum())
-        self._first, self._second = self._first[apart], self._second[apart]
-        vectors = distances[apart]
-        stiffness, spectrum = self._harmonic(sides, len(sites), vectors)
-        self.stiffness = stiffness
-        components = len(sites) * self.dimensions
-        super().__init__(sides, spectrum=spectrum, components=components)
+        self._first, self._second, vectors = first[apart], second[apart], distances[apart]
+        self.stiffness, spectrum = self._harmonic(sides, len(sites), vectors)
+        super().__init__(sides, spectrum=spectrum, components=len(sites) * self.dimensions)
         corners = np.moveaxis(np.indices(sides), 0, -1) @ lattice
         places = (corners[..., None, :] + basis).reshape(self.shape)
         self._register("sites", torch.from_numpy(places))
@@ -153,7 +149,6 @@ class LennardJonesCrystal(LatticePotential):
         return other
 
     def energy(self, x: Tensor) -> Tensor:
-        """E in nats, of the batch shape; see :class:`LatticePotential`."""
         self.check_field(x)
         u, centre = self._displacements(x)
         vectors = self._constant("vectors", x)
@@ -251,18 +246,16 @@ class LennardJonesCrystal(LatticePotential):
         kernel = at_zero.reshape(*cells, components, components)
         dynamical = np.fft.fftn(kernel, axes=range(len(cells)))
         dynamical = 0.5 * (dynamical + dynamical.conj().swapaxes(-1, -2))
-        uniform = np.kron(np.ones((basis, basis)) / basis, np.eye(d))
+        uniform, origin = np.kron(np.ones((basis, basis)) / basis, np.eye(d)), (0,) * len(cells)
         values = np.linalg.eigvalsh(dynamical)
-        values[(0,) * len(cells)] = np.linalg.eigvalsh(
-            dynamical[(0,) * len(cells)] + values.max() * uniform
-        )
+        values[origin] = np.linalg.eigvalsh(dynamical[origin] + values.max() * uniform)
         least = float(values.min())
         if not least > 0:
             raise ValueError(
                 f"the {self.structure} crystal at density {self.density} is not stable: a mode has "
                 f"a force constant of {least:.3g}; accepted: densities at which all are positive"
             )
-        dynamical[(0,) * len(cells)] += least * uniform
+        dynamical[origin] += least * uniform
         return least, torch.from_numpy(np.linalg.inv(dynamical))
 
 
@@ -283,9 +276,7 @@ def _pairs(
 
     Atoms are numbered cell by cell; of images of one atom both are the same.
     """
-    heights = abs(np.linalg.det(edges)) / np.array(
-        [_face(np.delete(edges, axis, 0)) for axis in range(len(edges))]
-    )
+    heights = 1 / np.linalg.norm(np.linalg.inv(edges), axis=0)  # of a cell
     spans = [range(-math.ceil(reach / h) - 1, math.ceil(reach / h) + 2) for h in heights]
     places = np.stack(np.unravel_index(np.arange(math.prod(cells)), cells), -1)
     first, second, vectors = [], [], []
@@ -301,8 +292,3 @@ def _pairs(
                 vectors.append(np.tile(vector, (len(places), 1)))
     one, other = (torch.from_numpy(np.concatenate(part)) for part in (first, second))
     return one, other, np.concatenate(vectors)
-
-
-def _face(edges: FloatArray) -> float:
-    """Area of the face, or length of the edge, that these edges span."""
-    return float(math.sqrt(np.linalg.det(edges @ edges.T)))

@@ -75,6 +75,7 @@ class PotentialFamily(ABC):
         base: StandardNormal = NORMAL,
     ) -> None:
         self.shape = check_shape(shape)
+        self._axes = tuple(range(-len(self.shape), 0))
         self.context_dim = check_integer("context_dim", context_dim, 1)
         self.boundary = check_boundary(boundary)
         self.even = even
@@ -244,9 +245,8 @@ class IsingDualFamily(OneParameterFamily):
         """-ln pi(x) in nats; contexts ``(..., 1)`` broadcast with the batch of fields."""
         self._check(x, context)
         precision = self.eigenvalues(self.beta(context)).reciprocal()
-        dims = len(self.shape)
-        gaussian = quadratic_form(x, precision, self.boundary, dims) / 2
-        return gaussian - logcosh(x).sum(tuple(range(-dims, 0)))
+        gaussian = quadratic_form(x, precision, self.boundary, len(self.shape)) / 2
+        return gaussian - logcosh(x).sum(self._axes)
 
     def dual_log_partition(self, beta: Tensor) -> Tensor:
         r"""ln Z of the dual less that of the spins, shape of beta, differentiable.
@@ -254,10 +254,9 @@ class IsingDualFamily(OneParameterFamily):
         :math:`\frac12\ln\det(K + \alpha I) + \frac N2 [\ln\frac\pi2 + \alpha]`, where alpha depends
         on the temperature.
         """
-        dims = tuple(range(-len(self.shape), 0))
         alpha = LOWEST_EIGENVALUE - beta * self._lowest
         per_site = beta.new_tensor(torch.pi / 2).log() + alpha
-        return (self.eigenvalues(beta).log().sum(dims) + self._excess.numel() * per_site) / 2
+        return (self.eigenvalues(beta).log().sum(self._axes) + self._excess.numel() * per_site) / 2
 
     def at(self, context: Tensor) -> IsingDual:
         return self.at_temperature(1 / float(self.beta(context.double())))
@@ -316,11 +315,10 @@ class IsingFieldFamily(OneParameterFamily):
     def energy(self, x: Tensor, context: Tensor) -> Tensor:
         """-ln pi(x) in nats; contexts ``(..., 1)`` broadcast with the batch of fields."""
         self._check(x, context)
-        dims = len(self.shape)
         gaussian = quadratic_form(x, self._precision.to(x.device), self.boundary) / 2
         reduced = self.field(context) / self.temperature
-        reduced = reduced.reshape(reduced.shape + (1,) * dims)
-        return gaussian - logcosh(x + reduced).sum(tuple(range(-dims, 0)))
+        reduced = reduced.reshape(reduced.shape + (1,) * len(self.shape))
+        return gaussian - logcosh(x + reduced).sum(self._axes)
 
     def at(self, context: Tensor) -> IsingDual:
         return self.at_field(float(self.field(context.double())))
@@ -397,12 +395,11 @@ class Phi4Family(OneParameterFamily):
     def energy(self, x: Tensor, context: Tensor) -> Tensor:
         """The action in nats; contexts ``(..., 1)`` broadcast with the batch of fields."""
         self._check(x, context)
-        axes = tuple(range(-len(self.shape), 0))
         kappa, lam = self.couplings(context)
         bonds = quadratic_form(x, self._neighbours.to(x.device), self.boundary)
         squares = x.square()
-        fourth = squares.square().sum(axes)
-        return -kappa * bonds + (1 - 2 * lam) * squares.sum(axes) + lam * fourth
+        fourth = squares.square().sum(self._axes)
+        return -kappa * bonds + (1 - 2 * lam) * squares.sum(self._axes) + lam * fourth
 
     def at(self, context: Tensor) -> Phi4:
         kappa, lam = map(float, self.couplings(context.double()))

@@ -63,13 +63,11 @@ class FreeField(LatticePotential):
 
     @torch.no_grad()
     def energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`LatticePotential`: the gradient is linear in x."""
         self.check_field(x)
         gradient = apply_spectrum(x, self._constant("precision", x), self.boundary)
         return (x * gradient).sum(self._axes) / 2, gradient
 
     def log_partition(self) -> float:
-        """Exact ln Z in nats."""
         return gaussian_log_partition(self.spectrum)
 
     def sample_reference(self, n: int, seed: int | None = None) -> Tensor:

@@ -27,13 +27,9 @@ LOWEST_EIGENVALUE = 0.1
 
 
 class SpinDual(LatticePotential):
-    r"""The continuous field dual to spins of couplings K and a field h, both over T.
+    r"""The continuous field dual to spins, as :class:`~pyro_neuralrg.potentials.IsingDual`.
 
-    .. math::
-        \pi(x) = \exp\left(-\tfrac12 x^T (K + \alpha I)^{-1} x\right) \prod_i \cosh(x_i + h_i)
-
-    Its joint density with the spins is that of :class:`~pyro_neuralrg.potentials.IsingDual`.
-    Subclasses define how :math:`K + \alpha I` acts.
+    Subclasses define how :math:`K + \alpha I` acts, with couplings K over T.
     """
 
     spins: SpinSystem
@@ -62,9 +58,9 @@ class SpinDual(LatticePotential):
         h = computable(x)
         return (h * self._times_precision(h)).sum(self._axes).to(x.dtype)
 
-    def _bond_features(self) -> Tensor | None:
-        """Numbers that tell the bonds of the sites apart, ``(channels,) + shape``; here None."""
-        return None
+    def _bond_features(self) -> list[Tensor]:
+        """Numbers that tell the bonds of the sites apart, each of the shape; here none."""
+        return []
 
     def energy(self, x: Tensor) -> Tensor:
         self.check_field(x)
@@ -101,9 +97,8 @@ class SpinDual(LatticePotential):
         odd = options.get("odd", self.even)
         sees = sees and not (odd and options.get("context_dim"))
         h = None if odd else self.spins.reduced_field
-        own = None if h is None else h.unsqueeze(0)
-        known = [given for given in (own, self._bond_features()) if given is not None]
-        known = [channel for given in known for channel in given if channel.unique().numel() > 1]
+        given = ([] if h is None else [h]) + self._bond_features()
+        known = [channel for channel in given if channel.unique().numel() > 1]
         if sees and known:
             options = {"site_features": torch.stack(known), **options}
         return super().flow(**options)

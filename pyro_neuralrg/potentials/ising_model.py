@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import (
     check_array,
+    check_finite,
     check_integer,
     check_number,
     check_numbers,
@@ -422,10 +423,7 @@ def check_external_field(field: Any, shape: tuple[int, ...]) -> Tensor | None:
         return None
     accepted = f"a finite number, or one per site, of shape {shape}"
     values = torch.from_numpy(check_array("field", field, accepted))
-    fits = tuple(values.shape) in ((), shape)
-    if not fits or not bool(values.isfinite().all()):
-        seen = "entries that are not finite" if fits else f"shape {tuple(values.shape)}"
-        raise ValueError(f"field has {seen}; accepted: {accepted}")
+    check_finite("field", values, tuple(values.shape) in ((), shape), accepted)
     return values.expand(shape).clone() if bool(values.any()) else None
 
 

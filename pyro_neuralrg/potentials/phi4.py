@@ -165,7 +165,6 @@ class Phi4(LatticePotential):
         return Quartic(m2, 6 * self.lam / kappa**2, math.sqrt(2 * kappa))
 
     def energy(self, x: Tensor) -> Tensor:
-        """The action in nats; see :class:`LatticePotential`."""
         self.check_field(x)
         quadratic = self._constant("quadratic", x)
         if not self.components:

@@ -30,8 +30,16 @@ CURVATURES = (1e-8, 1e8)
 """Between which the curvature of the best Gaussian is looked for, in units of energy a square."""
 
 
+class _Well:
+    """A potential of positive numbers."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            check_number(name, value, "a finite number > 0", above=0)
+
+
 @dataclass(frozen=True)
-class DoubleWell:
+class DoubleWell(_Well):
     """U(x) = curvature (x^2 - minimum^2)^2 / (8 minimum^2), with that curvature in each well.
 
     The barrier is curvature minimum^2 / 8 high.
@@ -40,16 +48,12 @@ class DoubleWell:
     minimum: float = 2.0
     curvature: float = 1.0
 
-    def __post_init__(self) -> None:
-        for name in ("minimum", "curvature"):
-            check_number(name, getattr(self, name), "a finite number > 0", above=0)
-
     def __call__(self, x: Tensor) -> Tensor:
         return self.curvature * (x.square() - self.minimum**2).square() / (8 * self.minimum**2)
 
 
 @dataclass(frozen=True)
-class Morse:
+class Morse(_Well):
     """U(x) = depth (1 - exp(-x / width))^2 of a stretched bond, zero at its length x = 0.
 
     O-H in water: a depth of 0.1855 Hartree and a width of 0.8247 bohr (1 / 1.21), with the reduced
@@ -61,10 +65,6 @@ class Morse:
     width: float = 0.8247
     wall: float = 6.0
 
-    def __post_init__(self) -> None:
-        for name in ("depth", "width", "wall"):
-            check_number(name, getattr(self, name), "a finite number > 0", above=0)
-
     def __call__(self, x: Tensor) -> Tensor:
         squeeze = -x / self.width
         near = squeeze.clamp(max=STEEPEST)
@@ -74,13 +74,10 @@ class Morse:
 
 
 @dataclass(frozen=True)
-class QuarticWell:
+class QuarticWell(_Well):
     """U(x) = strength x^4."""
 
     strength: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_number("strength", self.strength, "a finite number > 0", above=0)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.strength * x.square().square()
@@ -178,7 +175,6 @@ class RingPolymer(LatticePotential):
         self.base = TWO_PHASES if self._has_barrier() else NORMAL
 
     def energy(self, x: Tensor) -> Tensor:
-        """The action S in nats; see :class:`LatticePotential`."""
         self.check_field(x)
         return self.springs(x) + self.ring.step * self._energies_of_beads(x).sum(-1)
 
@@ -215,7 +211,10 @@ class RingPolymer(LatticePotential):
 
     def internal_energy(self) -> float:
         """Exact energy -d ln Z_quantum / d beta at this number of beads."""
-        return self.exact.mean(self._virial_at(self.exact.x))
+        x = torch.from_numpy(self.exact.x)
+        if self.dimensions > 1:  # coordinates on the first axis
+            x = torch.nn.functional.pad(x.unsqueeze(-1), (0, self.dimensions - 1))
+        return self.exact.mean(self._virial(x).numpy())
 
     def mean_square(self) -> float:
         """Exact ``<|x|^2>`` of a bead."""
@@ -306,14 +305,9 @@ class RingPolymer(LatticePotential):
 
     def _energies_of_beads(self, x: Tensor) -> Tensor:
         """U of each bead, ``batch + (beads,)``."""
-        shape = x.shape if self.dimensions == 1 else x.shape[:-1]
-        found = check_energy(self.potential(copied(x)), x, self._bead, "potential")
-        return found.reshape(shape)
-
-    @property
-    def _bead(self) -> tuple[int, ...]:
-        """Shape of one position."""
-        return () if self.dimensions == 1 else (self.dimensions,)
+        position = () if self.dimensions == 1 else (self.dimensions,)
+        found = check_energy(self.potential(copied(x)), x, position, "potential")
+        return found.reshape(x.shape[: x.dim() - len(position)])
 
     def _virial(self, x: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -322,13 +316,6 @@ class RingPolymer(LatticePotential):
             (slope,) = torch.autograd.grad(energies.sum(), leaf, materialize_grads=True)
         work = x * slope if self.dimensions == 1 else (x * slope).sum(-1)
         return energies.detach() + 0.5 * work.detach()
-
-    def _virial_at(self, points: FloatArray) -> FloatArray:
-        """At coordinates on the first axis."""
-        x = torch.from_numpy(points)
-        if self.dimensions > 1:
-            x = torch.nn.functional.pad(x.unsqueeze(-1), (0, self.dimensions - 1))
-        return self._virial(x).numpy()
 
     def _mean_square_of(self, x: Tensor) -> Tensor:
         square = check_values("x", x, self.shape).square().flatten(-len(self.shape)).sum(-1)

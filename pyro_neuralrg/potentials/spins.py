@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_array, check_number
+from pyro_neuralrg.arguments import check_array, check_finite, check_number
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.potentials import cluster
 from pyro_neuralrg.potentials.base import generator_of
@@ -124,11 +124,7 @@ class SpinModel(SpinSystem):
 
 
 class DualSpins(SpinDual):
-    r"""The continuous field dual to spins of any symmetric couplings: :class:`IsingDual` for these.
-
-    .. math::
-        \pi(x) = \exp\left(-\tfrac12 x^T (K / T + \alpha I)^{-1} x\right)
-        \prod_i \cosh(x_i + h_i / T)
+    r"""The continuous field dual to spins of any symmetric couplings: :class:`IsingDual` of K / T.
 
     Its flows have a Gaussian layer of the covariance K / T + alpha I, see the bonds between
     neighbours of the lattice and the field where these differ from site to site, and are odd where
@@ -254,15 +250,14 @@ class DualSpins(SpinDual):
         matrix = (self._vectors * self._eigenvalues**power) @ self._vectors.T
         return (x.flatten(-len(self.shape)) @ matrix.to(x)).reshape(x.shape)
 
-    def _bond_features(self) -> Tensor | None:
-        """K / T of each site and the next one along each axis, None if none differs inside."""
+    def _bond_features(self) -> list[Tensor]:
+        """K / T of each site and the next one along each axis; none if none differs inside."""
         bonds, inside = [], []
         for axis, side in enumerate(self.shape if max(self.shape) > 1 else ()):
             bonds.append(self.couplings[_ends(self.shape, axis)] / self.temperature)
             count = side if self.boundary == "periodic" else max(1, side - 1)
             inside.append(bonds[-1].narrow(axis, 0, count))
-        differ = any(each.unique().numel() > 1 for each in inside)
-        return torch.stack(bonds) if differ else None
+        return bonds if any(each.unique().numel() > 1 for each in inside) else []
 
     def flow(self, **options: Any) -> HierarchicalFlow:
         """As :meth:`SpinDual.flow`, with a Gaussian layer of this covariance unless it is given."""
@@ -288,10 +283,8 @@ def _check_matrix(couplings: Any) -> Tensor:
     if isinstance(couplings, Tensor) and couplings.layout != torch.strided:
         couplings = couplings.to_dense()
     matrix = torch.from_numpy(np.ascontiguousarray(check_array("couplings", couplings, accepted)))
-    square = matrix.dim() == 2 and 1 <= len(matrix) == matrix.shape[1] <= MAX_SITES
-    if not square or not bool(matrix.isfinite().all()):
-        seen = f"shape {tuple(matrix.shape)}" if not square else "entries that are not finite"
-        raise ValueError(f"couplings has {seen}; accepted: {accepted}")
+    is_square = matrix.dim() == 2 and 1 <= len(matrix) == matrix.shape[1] <= MAX_SITES
+    check_finite("couplings", matrix, is_square, accepted)
     if not torch.equal(matrix, matrix.T) or bool(matrix.diagonal().any()):
         kind = "a diagonal" if torch.equal(matrix, matrix.T) else "K_ij other than K_ji"
         raise ValueError(f"couplings has {kind}; accepted: {accepted}")
@@ -311,12 +304,9 @@ def _matrix_of(shape: tuple[int, ...], bonds: Any, boundary: str) -> Tensor:
     if tuple(values.shape) != (len(shape), *shape) or not bool(values.isfinite().all()):
         raise ValueError(f"bonds has shape {tuple(values.shape)} or nan; accepted: {accepted}")
     left, right, strength = cluster.lattice_bonds(shape, values.numpy(), boundary)
-    sites = math.prod(shape)
-    matrix = torch.zeros(sites, sites, dtype=torch.float64)
-    for pair in ((left, right), (right, left)):
-        places = tuple(map(torch.from_numpy, pair))
-        matrix.index_put_(places, torch.from_numpy(strength), accumulate=True)
-    return matrix
+    matrix = np.zeros(2 * (math.prod(shape),))
+    np.add.at(matrix, (left, right), strength)
+    return torch.from_numpy(matrix + matrix.T)
 
 
 def _lattice_bonds_of(matrix: Tensor, shape: tuple[int, ...]) -> Tensor | None:

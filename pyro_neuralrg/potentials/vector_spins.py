@@ -248,7 +248,10 @@ class VectorSpinDual(LatticePotential):
 
     def energy(self, x: Tensor) -> Tensor:
         self.check_field(x)
-        return self._gaussian(x) - self.space.log_weight(x).flatten(-len(self.lattice)).sum(-1)
+        parts = x.movedim(-1, 0)
+        applied = apply_spectrum(parts, self._constant("precision", x), self.boundary)
+        gaussian = 0.5 * (parts * applied).sum(0).flatten(-len(self.lattice)).sum(-1)
+        return gaussian - self.space.log_weight(x).flatten(-len(self.lattice)).sum(-1)
 
     def spin_mean(self, x: Tensor) -> Tensor:
         """Mean of each spin given fields, of their shape."""
@@ -287,9 +290,10 @@ class VectorSpinDual(LatticePotential):
 
     def spin_energy(self, x: Tensor) -> Tensor:
         """Mean of H / J N given fields, of batch shape: minus the sum over bonds of s . s'."""
-        s = self.spin_mean(x)
-        gram = apply_spectrum(s.movedim(-1, 0), self._neighbours(), self.boundary)
-        bonds = (s.movedim(-1, 0) * gram).sum(0).flatten(-len(self.lattice)).sum(-1)
+        s = self.spin_mean(x).movedim(-1, 0)
+        neighbours = neighbour_spectrum(self.lattice, (1.0,) * len(self.lattice), self.boundary)
+        products = s * apply_spectrum(s, neighbours, self.boundary)
+        bonds = products.sum(0).flatten(-len(self.lattice)).sum(-1)
         return -0.5 * bonds / math.prod(self.lattice)
 
     def observables(self) -> dict[str, Observable]:
@@ -341,24 +345,15 @@ class VectorSpinDual(LatticePotential):
         s = check_values("spins", spins, self.shape)
         noise = torch.randn(s.shape, generator=generator_of(seed), dtype=s.dtype).to(s.device)
         assert self.spectrum is not None
-        square, root = self.spectrum, self.spectrum.sqrt()  # diagonal matrices
-        return apply_matrices(s, square + 0j, self.boundary) + apply_matrices(
-            noise, root + 0j, self.boundary
-        )
+        square, root = self.spectrum + 0j, self.spectrum.sqrt() + 0j  # diagonal matrices
+        mean = apply_matrices(s, square, self.boundary)
+        return mean + apply_matrices(noise, root, self.boundary)
 
     def heated(self, factor: float) -> VectorSpinDual:
         """The same spins at ``factor`` > 0 times the temperature."""
         hot = self.temperature * check_number("factor", factor, "a finite number > 0", above=0)
         options: Any = {"coupling": self.coupling, "boundary": self.boundary}
         return VectorSpinDual(self.lattice, self.space, hot, **options).to(self.device)
-
-    def _gaussian(self, x: Tensor) -> Tensor:
-        parts = x.movedim(-1, 0)
-        applied = apply_spectrum(parts, self._constant("precision", x), self.boundary)
-        return 0.5 * (parts * applied).sum(0).flatten(-len(self.lattice)).sum(-1)
-
-    def _neighbours(self) -> Tensor:
-        return neighbour_spectrum(self.lattice, (1.0,) * len(self.lattice), self.boundary)
 
     def _spin_factor(self, x: Tensor) -> Tensor:
         """|mean spin|^2, with the variance of the spins given the field: |s| = 1."""

@@ -103,10 +103,8 @@ class Neighbour:
     def build(self, layout: BlockLayout) -> LatticeTransform:
         """Couplings shared by all blocks."""
         _refuse_per_block(layout, self.name)
-        options: Any = dataclasses.asdict(self)
-        options |= {"odd": layout.odd, "boundary": layout.boundary}
-        options |= {"context_dim": layout.context_dim, "features": layout.features}
-        options |= {"components": layout.components}
+        given = ("odd", "boundary", "context_dim", "features", "components")
+        options: Any = dataclasses.asdict(self) | {name: getattr(layout, name) for name in given}
         return neighbour_coupling(layout.block, layout.count, **options)
 
 

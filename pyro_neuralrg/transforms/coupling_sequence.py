@@ -121,7 +121,7 @@ class CouplingSequence(nn.Module):
 
     def _plan(self, layers: Sequence[tuple[Any, Tensor]], tables: dict[str, list[Tensor]]) -> None:
         """Lay out all couplings; rows that their networks see, and rows that they move."""
-        ends = {"arrays": 0, "units": 0, "sites": 0, "seen": 0, "targets": 0}
+        ends = dict.fromkeys(("arrays", "units", "sites", "seen", "targets"), 0)
 
         def place(name: str, length: int) -> slice:
             begin, ends[name] = ends[name], ends[name] + length
@@ -133,18 +133,17 @@ class CouplingSequence(nn.Module):
             for fixed, moved in layer.halves:
                 seen = padded[fixed][:, layer.near]  # (fixed, cells, near)
                 seen = seen.permute(2, 0, 1).flatten(0, 1)
-                inputs, targets = len(seen), sites[moved]
-                size = len(moved)
+                targets, size = sites[moved], len(moved)
                 units = 0 if rotates else self.options.units(size)
                 shapes: list[tuple[int, ...]] = [(size, size)]
-                shapes = shapes if rotates else self.options.shapes(inputs, size)
+                shapes = shapes if rotates else self.options.shapes(len(seen), size)
                 self.couplings.append(
                     Coupling(
                         rotates=rotates,
                         shapes=shapes,
                         arrays=place("arrays", sum(math.prod(shape) for shape in shapes)),
-                        inputs=inputs,
-                        moved=len(moved),
+                        inputs=len(seen),
+                        moved=size,
                         cells=cells,
                         units=place("units", units),
                         sites=place("sites", units * cells),
@@ -178,12 +177,8 @@ class CouplingSequence(nn.Module):
     def _of_context(self) -> tuple[Tensor, Tensor]:
         """Matrices from a context to gains and shifts of all units, zeros for those without."""
         gains = torch.cat([couplings.context_gain for couplings in self.stacks])
-        shifts = torch.cat(
-            [
-                torch.zeros_like(c.context_gain).index_copy(0, c.shifted_units, c.context_shift)
-                for c in self.stacks
-            ]
-        )
+        own = ((c.context_gain, c.shifted_units, c.context_shift) for c in self.stacks)
+        shifts = torch.cat([torch.zeros_like(g).index_copy(0, rows, s) for g, rows, s in own])
         response = self.options.response
         if response < 1:
             response *= min(1.0, CONTEXT_FEATURES / gains.shape[1])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_type, check_values
+from pyro_neuralrg.arguments import check_finite, check_type, check_values
 from pyro_neuralrg.bases import NORMAL, FieldDistribution
 from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.scales import sites_of_scale
@@ -27,13 +27,11 @@ class FineGivenCoarse(FieldDistribution):
         \ln q(x | u_c) = \ln N(u_f; 0, 1) - \ln\left|\det\frac{\partial x}{\partial u}\right|
 
     the density of the flow is :math:`q(x) = q(u_c)\, q(x | u_c)`, with :math:`q(u_c)` that of the
-    coarse field by itself. ``log_prob`` is this density of x in field space; by the latents
-    :math:`u_f` alone the density is the first term. It is minus infinity where x has another coarse
-    field, up to rounding.
+    coarse field by itself. ``log_prob``, a density in field space, is minus infinity where x has
+    another coarse field, up to rounding.
 
-    The log-weights of a target, :math:`\ln\pi(x) - \ln q(x | u_c)`, have as mean weight the
-    target's marginal of the coarse field, :math:`\pi(u_c) = \int \pi(x(u_c, u_f))\, |\det \partial
-    x / \partial u|\, du_f`, for every flow: ``estimate(target, flow.conditional(coarse, k))`` gives
+    The mean of the weights :math:`\pi(x) / q(x | u_c)` of a target is its marginal of the coarse
+    field, :math:`\pi(u_c)`, for every flow: ``estimate(target, flow.conditional(coarse, k))`` gives
     :math:`-\ln\pi(u_c)`, the renormalised energy of one coarse field, with its error, and
     ``expectations`` likewise the target's means at that coarse field.
 
@@ -63,8 +61,7 @@ class FineGivenCoarse(FieldDistribution):
                 f"coarse is {coarse.dtype} on {coarse.device}; accepted: {like.dtype} on "
                 f"{like.device}, as the flow"
             )
-        if not bool(coarse.isfinite().all()):
-            raise ValueError("coarse has entries that are not finite; accepted: finite numbers")
+        check_finite("coarse", coarse, True, "finite numbers")
         self.flow, self.coarse, self.scale = flow, coarse, scale
         self._up = flow.up_to_scale(scale)
         self._sites = sites.flatten().to(coarse.device)
@@ -80,7 +77,7 @@ class FineGivenCoarse(FieldDistribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FineGivenCoarse:
         new: FineGivenCoarse = super().expand(batch_shape)
-        new.coarse = self.coarse.expand(*batch_shape, *self._coarse_shape)
+        new.coarse = self.coarse.expand(*batch_shape, *self.coarse.shape[len(self.batch_shape) :])
         return new
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -106,7 +103,3 @@ class FineGivenCoarse(FieldDistribution):
         tolerance = math.sqrt(torch.finfo(kept.dtype).eps)
         same = (kept - coarse).abs() <= tolerance * (1 + coarse.abs())
         return torch.where(same.all(-1), found, -math.inf)
-
-    @property
-    def _coarse_shape(self) -> torch.Size:
-        return self.coarse.shape[len(self.batch_shape) :]

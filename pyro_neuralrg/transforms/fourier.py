@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from pyro_neuralrg.arguments import check_integer, check_values
+from pyro_neuralrg.arguments import check_finite, check_integer, check_values
 from pyro_neuralrg.lattice import MAX_DIM, check_boundary, check_shape
 from pyro_neuralrg.spectral import apply_matrices, apply_spectrum, at_minus_k, check_spectrum
 from pyro_neuralrg.transforms.base import LatticeTransform, Pushed
@@ -36,13 +36,6 @@ class _ModeScaling(LatticeTransform):
         fields = apply_spectrum(h.movedim(-1, 0), factors.to(h.dtype), self.boundary, dims)
         ladj = logarithms.flatten(-dims).sum(-1).to(h.dtype).expand(h.shape[-1])
         return fields.movedim(0, -1), ladj
-
-
-def _push_by_inverse(layer: LatticeTransform, h: Tensor, score: Tensor) -> Pushed:
-    """z to x with the score, of a symmetric linear map without parameters."""
-    x, ladj = layer.forward(h)
-    with torch.no_grad():
-        return x, ladj, layer.inverse(score)[0], None
 
 
 def _slope_term(context: Tensor | None, slopes: Tensor) -> Tensor:
@@ -94,7 +87,9 @@ class FourierLayer(_ModeScaling):
     ) -> Pushed:
         if self.slopes is not None:
             return super().push_score(h, score, context, want_context)
-        return _push_by_inverse(self, h, score)
+        x, ladj = self.forward(h)
+        with torch.no_grad():
+            return x, ladj, self.inverse(score)[0], None
 
     def _factors(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         scale = self.scale
@@ -105,7 +100,30 @@ class FourierLayer(_ModeScaling):
         return scale.reciprocal() if inverse else scale, scale.log()
 
 
-class VectorFourierLayer(LatticeTransform):
+class _Root(LatticeTransform):
+    """The symmetric root of a covariance, without parameters: root and inverse are buffers."""
+
+    root: Tensor
+    inverse_root: Tensor
+    log_scale: Tensor
+
+    def _keep_roots(self, values: Tensor, vectors: Tensor, dtype: torch.dtype) -> None:
+        """Those of eigenvalues and eigenvectors; of complex ones real and imaginary part."""
+        for name, power in (("root", 0.5), ("inverse_root", -0.5)):
+            matrices = (vectors * values.unsqueeze(-2) ** power) @ vectors.mH
+            parts = torch.view_as_real(matrices) if matrices.is_complex() else matrices
+            self.register_buffer(name, parts.to(dtype))
+        self.register_buffer("log_scale", 0.5 * values.log().sum().to(dtype))
+
+    def push_score(
+        self, h: Tensor, score: Tensor, context: Tensor | None = None, want_context: bool = False
+    ) -> Pushed:
+        x, ladj = self.forward(h)
+        with torch.no_grad():
+            return x, ladj, self.inverse(score)[0], None
+
+
+class VectorFourierLayer(_Root):
     r"""The same of a vector field, :math:`x = F^{-1} S^{1/2} F z` with a matrix S for each mode.
 
     The roots are Hermitian, so that the map is real and symmetric. O(N log N), without parameters.
@@ -122,9 +140,6 @@ class VectorFourierLayer(LatticeTransform):
     """
 
     given_as = "spectrum"
-    root: Tensor
-    inverse_root: Tensor
-    log_scale: Tensor
 
     def __init__(self, spectrum: Tensor, boundary: str = "periodic") -> None:
         if spectrum.dim() < 3:
@@ -137,29 +152,19 @@ class VectorFourierLayer(LatticeTransform):
         super().__init__((*spectrum.shape[:-2], components))
         self.boundary = boundary
         values, vectors = torch.linalg.eigh(spectrum.detach().to(torch.complex128))
-        dtype = spectrum.real.dtype
-        for name, power in (("root", 0.5), ("inverse_root", -0.5)):
-            matrices = (vectors * values.unsqueeze(-2) ** power) @ vectors.mH
-            # real and imaginary part, which a change of dtype leaves
-            self.register_buffer(name, torch.view_as_real(matrices).to(dtype))
-        self.register_buffer("log_scale", 0.5 * values.log().sum().to(dtype))
+        self._keep_roots(values, vectors, spectrum.real.dtype)
 
     def _pass(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         parts = self.inverse_root if inverse else self.root
         fields = apply_matrices(h.movedim(-1, 0), torch.view_as_complex(parts), self.boundary)
         return fields.movedim(0, -1), self.log_scale.to(h.dtype).expand(h.shape[-1])
 
-    def push_score(
-        self, h: Tensor, score: Tensor, context: Tensor | None = None, want_context: bool = False
-    ) -> Pushed:
-        return _push_by_inverse(self, h, score)
 
-
-class CovarianceLayer(LatticeTransform):
+class CovarianceLayer(_Root):
     r"""Colour white noise with any covariance: :math:`x = C^{1/2} z`, O(N^2).
 
     The root is symmetric, so that each z stays near its own site; of a translation-invariant C the
-    layer is a :class:`FourierLayer`. Without parameters: root and inverse are buffers.
+    layer is a :class:`FourierLayer`. Without parameters.
 
     Args:
         covariance: C, symmetric and positive, ``(N, N)`` of the entries row by row; the roots are
@@ -173,19 +178,13 @@ class CovarianceLayer(LatticeTransform):
     """
 
     given_as = "covariance"
-    root: Tensor
-    inverse_root: Tensor
-    log_scale: Tensor
 
     def __init__(self, covariance: Tensor, shape: Iterable[int]) -> None:
         super().__init__(check_shape(shape, most=MAX_DIM + 1))
         size = math.prod(self.event_shape)
         accepted = f"a symmetric, positive floating tensor of shape ({size}, {size})"
         exact = check_values("covariance", covariance, (size, size), accepted).double()
-        if exact.dim() != 2:
-            raise ValueError(f"covariance has shape {tuple(exact.shape)}; accepted: {accepted}")
-        if not bool(exact.isfinite().all()):
-            raise ValueError(f"covariance has entries that are not finite; accepted: {accepted}")
+        check_finite("covariance", exact, exact.dim() == 2, accepted)
         rounding = ASYMMETRY * float(exact.abs().max())
         if not torch.allclose(exact, exact.T, rtol=0.0, atol=rounding):
             raise ValueError(f"covariance is not symmetric; accepted: {accepted}")
@@ -194,20 +193,12 @@ class CovarianceLayer(LatticeTransform):
             raise ValueError(
                 f"covariance has an eigenvalue {float(values[0]):.6g}; accepted: {accepted}"
             )
-        for name, power in (("root", 0.5), ("inverse_root", -0.5)):
-            matrix = (vectors * values**power) @ vectors.T
-            self.register_buffer(name, matrix.to(covariance.dtype))
-        self.register_buffer("log_scale", 0.5 * values.log().sum().to(covariance.dtype))
+        self._keep_roots(values, vectors, covariance.dtype)
 
     def _pass(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         matrix = (self.inverse_root if inverse else self.root).to(h.dtype)
         ladj = self.log_scale.to(h.dtype).expand(h.shape[-1])
         return (matrix @ h.flatten(0, -2)).view(h.shape), ladj
-
-    def push_score(
-        self, h: Tensor, score: Tensor, context: Tensor | None = None, want_context: bool = False
-    ) -> Pushed:
-        return _push_by_inverse(self, h, score)
 
 
 class LearnedSpectrum(_ModeScaling):

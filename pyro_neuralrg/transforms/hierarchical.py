@@ -92,8 +92,8 @@ class HierarchicalFlow(LatticeTransform):
         check_type("odd", odd, bool, "True or False")
         if spectrum is not None:
             check_spectrum(spectrum, circuit.boundary, circuit.shape, circuit.components)
-        if spectrum is not None and covariance is not None:
-            raise ValueError("covariance is given beside a spectrum; accepted: one of them")
+            if covariance is not None:
+                raise ValueError("covariance is given beside a spectrum; accepted: one of them")
         of_none = spectrum is None or not context_dim or circuit.components
         if spectrum_slopes is not None and of_none:
             raise ValueError(
@@ -120,14 +120,12 @@ class HierarchicalFlow(LatticeTransform):
         self._sequences: dict[int, CouplingSequence] = {}
         self._couplings(None)
         self.gaussian: FourierLayer | VectorFourierLayer | CovarianceLayer | None = None
-        if spectrum is not None:
-            self.gaussian = (
-                VectorFourierLayer(spectrum, circuit.boundary)
-                if circuit.components
-                else FourierLayer(spectrum, circuit.boundary, spectrum_slopes)
-            )
-        elif covariance is not None:
+        if covariance is not None:
             self.gaussian = CovarianceLayer(covariance, self.shape)
+        elif spectrum is not None and circuit.components:
+            self.gaussian = VectorFourierLayer(spectrum, circuit.boundary)
+        elif spectrum is not None:
+            self.gaussian = FourierLayer(spectrum, circuit.boundary, spectrum_slopes)
         self.base = base if circuit.is_complete else NORMAL
 
     @property
@@ -149,9 +147,8 @@ class HierarchicalFlow(LatticeTransform):
         circuit = self.circuit
         usual = make_circuit(circuit.name, circuit.shape, block=circuit.block)
         defaults: dict[str, Any] = {"block": 2, "depth": usual.depth, "boundary": "periodic"}
-        defaults |= {"components": 0}
-        defaults |= {"weights": "scale", "odd": False, "wavelet": None, "base": NORMAL}
-        defaults |= {"context_dim": 0}
+        defaults |= {"components": 0, "weights": "scale", "odd": False, "wavelet": None}
+        defaults |= {"base": NORMAL, "context_dim": 0}
         given = {"bijector": repr(self.bijector)}
         for name, default in defaults.items():
             own = getattr(circuit if hasattr(circuit, name) else self, name)
@@ -374,21 +371,16 @@ class HierarchicalFlow(LatticeTransform):
 
         A ValueError for blocks from a user's own factory.
         """
-        circuit = self.circuit
+        circuit, given_as = self.circuit, getattr(self.gaussian, "given_as", None)
+        of_circuit = ("block", "depth", "boundary", "components")
         return {
             "shape": list(circuit.shape),
             "circuit": circuit.name,
-            **{
-                name: getattr(circuit, name)
-                for name in ("block", "depth", "boundary", "components")
-            },
+            **{name: getattr(circuit, name) for name in of_circuit},
             "bijector": bijector_config(self.bijector),
             **{name: getattr(self, name) for name in ("weights", "odd", "wavelet", "context_dim")},
             "base": self.base.config,
-            **{
-                name: self.gaussian is not None and self.gaussian.given_as == name
-                for name in ("spectrum", "covariance")
-            },
+            **{name: given_as == name for name in ("spectrum", "covariance")},
             "spectrum_slopes": _length(getattr(self.gaussian, "slopes", None)),
             "site_features": _length(self.site_features),
         }
@@ -430,13 +422,9 @@ class HierarchicalFlow(LatticeTransform):
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise TypeError(f"dtype is {dtype!r}; accepted: a floating dtype such as torch.float64")
-        known: Any = {
-            "block": block,
-            "depth": depth,
-            "boundary": boundary,
-            "components": components,
-        }
-        layers = make_circuit(circuit, shape, **known)
+        layers = make_circuit(
+            circuit, shape, block=block, depth=depth, boundary=boundary, components=components
+        )
         flow = cls(layers, bijector, **options).to(dtype)
         flow._show_site_features()  # in its precision
         return flow

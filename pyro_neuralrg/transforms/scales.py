@@ -194,8 +194,11 @@ def grow(flow: Any, spectrum: Tensor | None) -> Any:
             f"spectrum is {'None' if spectrum is None else 'given'}; accepted: "
             f"{'None, as the flow has no Gaussian layer' if gaussian is None else accepted}"
         )
+    depth = None if circuit.is_complete else circuit.depth
+    if circuit.name == "brickwork":
+        depth = circuit.block * circuit.depth
     own = {"base": flow.base, "context_dim": flow.context_dim}
-    grown = _built_alike(flow, shape, _grown_depth(circuit), spectrum=spectrum, **own)
+    grown = _built_alike(flow, shape, depth, spectrum=spectrum, **own)
     copy_scales(grown, flow)
     return grown
 
@@ -207,13 +210,6 @@ def _built_alike(flow: Any, shape: tuple[int, ...], depth: int | None, **options
     options |= {name: getattr(circuit, name) for name in ("block", "boundary", "components")}
     options |= {"dtype": like.dtype}
     return type(flow).build(shape, circuit.name, depth=depth, **options).to(like.device)
-
-
-def _grown_depth(circuit: Circuit) -> int | None:
-    """Twice the layers of a brickwork; all scales where there are all, else as many as here."""
-    if circuit.name == "brickwork":
-        return circuit.block * circuit.depth
-    return None if circuit.is_complete else circuit.depth
 
 
 def copy_scales(large: Any, small: Any) -> None:

@@ -206,9 +206,6 @@ class PathIntegral:
                 break
         if len(lowest) < number:
             raise ValueError(f"number is {number}; accepted: up to {len(lowest)}, as many as show")
-        return self.lowest - (lowest + self.log_norm) / self.ring.step
-
-    @property
-    def log_norm(self) -> float:
-        """ln of the norm of the free propagator of a bond, (m P / 2 pi beta)^(d / 2)."""
-        return 0.5 * self.dimensions * math.log(self.ring.stiffness / (2 * math.pi))
+        # of the free propagator of a bond, (m P / 2 pi beta)^(d / 2)
+        log_norm = 0.5 * self.dimensions * math.log(self.ring.stiffness / (2 * math.pi))
+        return self.lowest - (lowest + log_norm) / self.ring.step

@@ -101,14 +101,6 @@ def _momenta(side: int, antiperiodic: int) -> FloatArray:
     return 2 * math.pi * (np.arange(side) + 0.5 * antiperiodic) / side
 
 
-def _self_conjugate(
-    shape: tuple[int, int], antiperiodic: tuple[int, int]
-) -> list[tuple[float, float]]:
-    """Momenta that equal their negatives: 0 and pi."""
-    axes = (_momenta(side, anti) for side, anti in zip(shape, antiperiodic, strict=True))
-    return list(itertools.product(*([k for k in ks if abs(math.sin(k)) < 1e-9] for ks in axes)))
-
-
 def _symbol(
     tangents: FloatArray, k0: FloatArray | float, k1: FloatArray | float
 ) -> NDArray[np.complex128]:
@@ -127,12 +119,13 @@ class _Sector:
     def __init__(
         self, shape: tuple[int, int], couplings: FloatArray, first: int, second: int, sign: float
     ) -> None:
-        k0, k1 = np.meshgrid(_momenta(shape[0], first), _momenta(shape[1], second), indexing="ij")
+        momenta = _momenta(shape[0], first), _momenta(shape[1], second)
         tangents = np.tanh(couplings)
-        self._symbol = _symbol(tangents, k0, k1)
+        self._symbol = _symbol(tangents, *np.meshgrid(*momenta, indexing="ij"))
         self.log_pfaffian = 0.5 * float(np.linalg.slogdet(self._symbol)[1].sum())
-        momenta = _self_conjugate(shape, (first, second))  # where A(k) is real
-        real = [_pfaffian(_symbol(tangents, *momentum).real) for momentum in momenta]
+        # of 0 and pi, which equal their negatives, A(k) is real
+        ends = ([k for k in axis if abs(math.sin(k)) < 1e-9] for axis in momenta)
+        real = [_pfaffian(_symbol(tangents, *k).real) for k in itertools.product(*ends)]
         self.distance_from_zero_mode = min(map(abs, real), default=math.inf)
         # each site alone has the Pfaffian -1: counted from there, every sector is +1 at t = 0
         self.sign = sign * math.prod(math.copysign(1.0, -value) for value in real)

@@ -47,11 +47,9 @@ def kaufman_log_partition(shape: tuple[int, int], couplings: Tensor) -> Tensor:
 
     gamma_0, and so the last product, is negative above Tc and zero at Tc. What is large is factored
     out by hand: (2 cosh K_0 cosh K_1)^{ML} above Tc, exp(ML (K_0 + K_1)) below, and the rest is a
-    function of (tanh K_0, tanh K_1), or below Tc the same function of (exp(-2 K_1), exp(-2 K_0)):
-    the duality of H. A. Kramers and G. H. Wannier. Values, energies and specific heats so keep
-    their digits from T -> 0 to T -> infinity.
-
-    Both sides of ``shape`` = (M, L) are at least 2.
+    function of (tanh K_0, tanh K_1), or below Tc the same function of (exp(-2 K_1), exp(-2 K_0)),
+    by duality. Values, energies and specific heats so keep their digits from T -> 0 to T ->
+    infinity. Both sides of ``shape`` = (M, L) are at least 2.
 
     References:
         B. Kaufman, Phys. Rev. 76, 1232 (1949), Eq. 68.
