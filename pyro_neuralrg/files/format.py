@@ -142,7 +142,10 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_leftovers(folder: Path, names: str, older_than: float = math.inf) -> None:
-    """Remove what killed processes left, before ``older_than``, of files such as ``names``."""
+    """Remove what killed processes left of files such as ``names``, as for ``Path.glob``.
+
+    Only what was written before ``older_than``, in seconds since the epoch.
+    """
     for left in folder.glob(f".{names}.*.tmp"):
         with suppress(OSError):  # it does no harm
             if left.stat().st_mtime < older_than:

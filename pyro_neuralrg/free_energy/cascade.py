@@ -95,12 +95,20 @@ def cascade(
     0.3 only, and those that are left have a standard deviation of 1.4 nats as without the smaller
     lattice. ``betas`` of each level show it.
 
-    ``targets`` are LatticePotentials or batched energies, the smallest lattice first, and ``flows``
-    one of each target's shape, such as a trained one and those that ``grow`` made of it; the field
-    of scale 1 of each has the shape of the one before. ``reference`` gives fields of the first
-    target, ``(n,) + shape``, independent, instead of an annealing of its flow: energies are then
-    differences to its -ln Z, and n is ``num_particles`` at every level. All else is as for
-    :func:`anneal`.
+    Args:
+        targets: LatticePotentials or batched energies, the smallest lattice first.
+        flows: one of each target's shape, such as a trained one and those that ``grow`` made of it;
+            the field of scale 1 of each has the shape of the one before.
+        reference: fields of the first target, ``(n,) + shape``, independent, instead of an
+            annealing of its flow; energies are then differences to its -ln Z, and ``num_particles``
+            is n.
+        num_particles: at every level; the others are as for :func:`anneal`.
+        num_steps: mean number of leapfrog steps of an HMC move.
+        conditional_ess: in (0, 1), effective fraction that each next beta leaves.
+        resample_below: in [0, 1], effective fraction of a group below which it is resampled.
+        batch_size: particles evaluated at a time.
+        seed: of all random numbers; None takes one from torch's global state.
+        progress: show a progress bar.
 
     Warns:
         UserWarning: if the final weights cannot be trusted.

@@ -114,7 +114,8 @@ class Agreement(Learner):
         values = positions.double().cpu()
         self._start = self._start or (values.mean(0), values.var(0) + TINY)
         middle, variance = self._start
-        self._distances.append(((values - middle).square() / variance).mean(-1).sqrt())
+        new = ((values - middle).square() / variance).mean(-1).sqrt()
+        self._distances = [*self._distances, new]  # states that were handed out stay as they are
 
     @property
     def steps(self) -> int:

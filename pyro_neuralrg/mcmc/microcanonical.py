@@ -200,7 +200,8 @@ class MAMS(QuasiRandomLengths, Microcanonical):
     it ends with are too long for chains that begin far out: these need a warm-up.
 
     Args:
-        target, inverse_mass, shape, flow, step_size, integrator: as for :class:`MCLMC`.
+        target, inverse_mass, shape, flow, step_size, integrator: as for :class:`MCLMC`; here the
+            step biases nothing.
         trajectory_length: L, mean time of a trajectory, > 0.
         max_steps: steps that no trajectory exceeds, >= 1.
 

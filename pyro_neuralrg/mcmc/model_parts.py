@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pyro.distributions.torch_transform import TransformModule
@@ -22,7 +23,7 @@ class Part(NamedTuple):
 
     sites: list[str]
     values: Callable[[Tensor], dict[str, Tensor]]
-    lattices: Mapping[str, tuple[int, ...]] = {}
+    lattices: Mapping[str, tuple[int, ...]] = MappingProxyType({})
     module: nn.Module | None = None
     flow: TransformModule | None = None
     base: StandardNormal = NORMAL

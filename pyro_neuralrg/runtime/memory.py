@@ -23,7 +23,10 @@ class MemoryLimitError(ValueError):
 
 
 def check_fits(asked: str, size: float, device: torch.device, otherwise: str = "") -> None:
-    """Raise a MemoryLimitError if what was ``asked`` for takes more bytes than ``device`` has."""
+    """Raise a MemoryLimitError if what was ``asked`` for takes more bytes than ``device`` has.
+
+    Its message says what is accepted ``otherwise``.
+    """
     there = available_memory(device)
     if size > there:
         raise MemoryLimitError(

@@ -59,7 +59,7 @@ FAIR = 0.2  # effective fraction below which cycles are repeated, whatever a tri
 """With 330 of 4096 effective one cycle, which the trial had asked for, left R-hat at 1.019 and a
 tail of 171 effective draws; four cycles 1.002 and 2,609."""
 
-HEAVY_K = 0.6  # a k-hat above which there are twice as many then, and six at least
+HEAVY_K = 0.6  # k-hat above which, with fewer effective, cycles are doubled, six at least
 """By a guide with k-hat 0.70 that 14 cycles took to forget, five a draw left R-hat at 1.057 and a
 mean off by 4.1 errors, ten 1.012 and 1.2; by one with 0.83 two a draw of three times as many chains
 left it at 1.21."""

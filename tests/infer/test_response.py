@@ -105,6 +105,15 @@ def test_a_narrow_start_has_farther_to_go() -> None:
     pyro.clear_param_store()
     far = response(model, AutoHierarchicalFlow(model, init_scale=0.3))
     assert far.log_det > 2 * near.log_det  # by the widths of the sites
+    places: list[float] = []
+    for init_scale in (None, 0.3):
+        guide = AutoHierarchicalFlow(model, init_scale=init_scale)
+        flow: Any = guide.get_transform()
+        frame, z = flow.field_flow.frame, torch.zeros(6, 8, 1)
+        with torch.no_grad():
+            frame.loc.fill_(1.0)
+            places.append(float(frame.forward(z, torch.ones(flow.globals_dim, 1))[0].mean()))
+    assert places[1] > 2 * places[0] > 0
 
 
 @pytest.mark.parametrize(

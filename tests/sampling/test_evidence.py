@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import warnings
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from pyro_neuralrg.sampling.evidence import (
     EVIDENCE_METHODS,
     MIN_DRAWS_OF_Q,
     _by_annealing,
+    _chains,
     _given_draws,
     doubt_of,
     latent_target,
@@ -260,3 +262,23 @@ def test_the_change_between_two_annealings_counts_as_error() -> None:
         found = _by_annealing(latent, of_sd(1.0), *given, other)
         assert (found.value, found.standard_error) == (-1.3, pytest.approx(error))
     assert "nats farther from the bridge" not in found.reason
+
+
+@pytest.mark.parametrize(
+    ("effective", "num_draws", "size", "expected"),
+    [
+        (0.01, 10_000, 1, None),
+        (0.5, 10_000, 1, 64),
+        (0.5, 1_000, 1, 6),
+        (0.5, 400, 1, 4),
+        (0.5, 10_000, 3, 66),
+    ],
+)
+def test_chains_are_short_where_q_covers_the_target(
+    effective: float, num_draws: int, size: int, expected: int | None, monkeypatch: Any
+) -> None:
+    weights: Any = SimpleNamespace(ess=effective)
+    world = SimpleNamespace(size=size, broadcast_from_first=lambda value: value())
+    module = importlib.import_module("pyro_neuralrg.sampling.evidence")
+    monkeypatch.setattr(module, "processes", lambda: world)
+    assert _chains(weights, num_draws) == expected

@@ -46,8 +46,8 @@ MIN_RELATIVE_VARIANCE = 1e-7
 class GaussianStart(NamedTuple):
     """The Gaussian that a guide begins as, globals first; a vector ``factor`` is one of widths.
 
-    ``log_modes``, ``slopes`` and ``curve`` are as of :class:`CurvedGaussian`; a ``narrow`` one is
-    only a place to begin at.
+    ``log_modes``, ``slopes`` and ``curve`` are as of :class:`CurvedGaussian`; a ``narrow`` one
+    has a width that was given, not found.
     """
 
     mean: Tensor

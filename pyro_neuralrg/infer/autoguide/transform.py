@@ -43,12 +43,12 @@ couplings four times as strong, 800 steps ended 0.1 to 0.3 nats lower on six mod
 three of them below where they had begun."""
 
 NARROW_PACE = 4.0
-"""Factor of places and widths of the sites where a guide begins in a narrow Gaussian, far away."""
+"""Factor of places and widths of sites where a guide begins in a narrow Gaussian, far away."""
 
 MAX_RESPONSE = 0.05
-"""Response of two couplings of eight units, a quarter of what is safe: a step of Adam at 1e-2 moves
-draws of twenty models by at most 0.04 standard deviations, those of the globals, and ln|det| by at
-most 0.3 nats."""
+"""Response of two couplings of eight units. By 0.2 a step of Adam at 1e-2 moved draws of twenty
+models by at most 0.05 standard deviations and ln|det| by 1.6 nats; now by 0.04, of globals, and by
+0.3 nats."""
 
 SUMMED_RESPONSE = 1.0
 """Response times the weights behind one output, added up over all couplings that move a site."""
@@ -174,14 +174,15 @@ def _shift_response(terms: int) -> float:
 class FieldFrame(LatticeTransform):
     r"""A place and a width for every site, a width for every mode of the lattice.
 
-    .. math:: w = m + A c + e^{r s} \odot F^{-1} e^{r b(c)} F\, f(v)
+    .. math:: w = m + A c + e^s \odot F^{-1} e^{b(c)} F\, f(v)
 
     for a context c. Each site has a map f_i that skews it and weighs its tails
     (:class:`~pyro_neuralrg.transforms.elementwise.SinhArcsinh`), the modes of each field have
     widths whose logarithms b are linear in c (:class:`~pyro_neuralrg.transforms.LearnedSpectrum`).
     The identity at the start. Several fields (``channels``) are the fastest index of the sites.
-    With ``odd`` w and its negative have the same density: there is no m, no A and no f. A frame
-    that begins ``narrow`` has farther to go: the parameters of its sites act more.
+    With ``odd`` w and its negative have the same density: there is no m, no A and no f. m, A, s and
+    b are parameters times their responses, m and s also times ``pace``: more of a frame that begins
+    ``narrow``, which has farther to go.
     """
 
     pace: Tensor
