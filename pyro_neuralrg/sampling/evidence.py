@@ -171,7 +171,7 @@ def evidence(
             if draws is None:
                 # jumps alone stick, seldom and long, where weights have the tail that leads here
                 given: Any = {"model_args": model_args, "model_kwargs": model_kwargs, **options}
-                given["num_chains"] = _chains(weights, num_draws)
+                given["num_chains"] = _number_of_chains(weights, num_draws)
                 run: Any = sample(target, q, num_draws, method="cycle", **given).run
                 draws = _TargetDraws(run.positions, run.sample_stats["lp"])
             found, how, poor = _bridged(latent, weights, draws, generator)
@@ -190,7 +190,7 @@ def evidence(
         return _by_annealing(latent, weights, coarse, fine, why, found)
 
 
-def _chains(weights: LogWeights, num_draws: int) -> int | None:
+def _number_of_chains(weights: LogWeights, num_draws: int) -> int | None:
     """So many short chains of the target where q covers it; None for those of :func:`sample`."""
     world = processes()
     if not world.broadcast_from_first(lambda: weights.ess >= WELL_COVERED):

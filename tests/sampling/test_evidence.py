@@ -29,8 +29,8 @@ from pyro_neuralrg.sampling.evidence import (
     EVIDENCE_METHODS,
     MIN_DRAWS_OF_Q,
     _by_annealing,
-    _chains,
     _given_draws,
+    _number_of_chains,
     doubt_of,
     latent_target,
 )
@@ -281,4 +281,4 @@ def test_chains_are_short_where_q_covers_the_target(
     world = SimpleNamespace(size=size, broadcast_from_first=lambda value: value())
     module = importlib.import_module("pyro_neuralrg.sampling.evidence")
     monkeypatch.setattr(module, "processes", lambda: world)
-    assert _chains(weights, num_draws) == expected
+    assert _number_of_chains(weights, num_draws) == expected
