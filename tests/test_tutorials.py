@@ -56,8 +56,6 @@ def marks_of(path: Path) -> list[pytest.MarkDecorator]:
     marks = [pytest.mark.slow] * (path.stem in SLOW)
     if path.stem == "renormalization_group":  # in twenty steps
         marks.append(pytest.mark.filterwarnings("ignore:training diverged:UserWarning"))
-    if path.stem == "cox_process":  # after fifty of 600 steps
-        marks.append(pytest.mark.filterwarnings("ignore:the importance estimate:UserWarning"))
     return marks
 
 

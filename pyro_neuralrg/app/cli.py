@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
         stack.enter_context(warnings.catch_warnings())
-        warnings.showwarning = lambda message, *_: _end(f"warning: {in_words(message)}", DONE)  # type: ignore[assignment]
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
         return _main(arguments)
 
 
@@ -167,3 +167,7 @@ def _end(line: str, code: int) -> int:
     """Write a line to stderr, and return the exit code."""
     sys.stderr.write(f"neuralrg: {line}\n")
     return code
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    sys.stderr.write(f"neuralrg: warning: {in_words(message)}\n")

@@ -367,11 +367,12 @@ def is_uniform(potential: LatticePotential, x: Tensor) -> bool:
     inside = torch.ones_like(x)
     for axis in axes if is_open else ():
         inside.movedim(axis, -1)[..., [0, 1, -3, -2, -1]] = 0.0
-    fields = (x * inside, *((x * inside).roll(1, axis) for axis in axes))
-    nats, *others = (potential.energy(moved).detach() for moved in fields)
+    x = x * inside
+    nats = potential.energy(x).detach()
     size = nats.nan_to_num(0.0, 0.0, 0.0).abs().clamp(min=1.0)
+    moved = (potential.energy(x.roll(1, axis)).detach() for axis in axes)
     rounding: Any = {"rtol": 0.0, "atol": MOVED, "equal_nan": True}
-    return all(torch.allclose(other / size, nats / size, **rounding) for other in others)
+    return all(torch.allclose(other / size, nats / size, **rounding) for other in moved)
 
 
 def site_features_of(potential: LatticePotential, odd: bool) -> Tensor | None:

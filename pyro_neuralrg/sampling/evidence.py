@@ -35,8 +35,8 @@ DRAWS_PER_ENTRY = 10  # effective ones, for each row of a covariance that is fit
 DRAWS_PER_PARTICLE = 8
 WELL_COVERED, DRAWS_PER_CHAIN = 0.05, 150
 """Effective fraction of q's draws from which on chains of the target are many and short: a gradient
-of 64 takes as long as one of 11 (16 ms, 50 unknowns), and six cycles a draw took 350 CPU s in 11
-chains of 910. Chains of 157 draws and a time of 3 have R-hat 1.013, of 32 draws 1.064."""
+of 64 takes as long as one of 11 (16 ms, 50 unknowns). Chains of 157 draws and an autocorrelation
+time of 3 have R-hat 1.013, of 32 draws 1.064."""
 COARSE, FINE = 0.97, 0.99  # conditional ESS of two annealings
 """By a guide that left out a corner one alone was off by four of its errors, the other by two."""
 POSTERIOR = "draws (chains, draws) + site shape by site, as get_samples(group_by_chain=True)"

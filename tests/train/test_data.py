@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,7 @@ def test_the_best_step_is_kept(flow: Any) -> None:
     assert result.held_out[-1] > result.held_out.min() + 0.5
     assert len(result.loss) == 100
     assert f"held out {result.held_out.min():.6g}" in repr(result)
+    assert repr(replace(result, stopped="enough")).endswith("stopped: enough)")
 
 
 def test_repeats_with_its_seed_and_leaves_the_global_state(flow: Any) -> None:
