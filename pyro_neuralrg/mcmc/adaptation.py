@@ -62,6 +62,9 @@ class Adaptation:
             "unit".
         trajectory_length: adapt the trajectory length of kernels that have one.
         steps: steps of the warm-up; as many as draws if None.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
     """
 
     target_acceptance: float | None = None

@@ -145,6 +145,9 @@ class Mixture(Composition):
         *kernels: as for :class:`Cycle`.
         probabilities: of each kernel, positive, summing to one; equal ones if None.
 
+    Raises:
+        TypeError, ValueError: as for :class:`Cycle`, or naming the probabilities.
+
     Example:
         >>> from pyro_neuralrg.mcmc import HMC, MALA, as_target
         >>> target = as_target(lambda x: 0.5 * x.square().sum(-1), shape=(2,))

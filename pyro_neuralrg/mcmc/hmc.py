@@ -59,6 +59,9 @@ class HMC(LocalKernel):
         shape: lattice shape of a plain energy.
         flow: sample in the latent space of this flow.
 
+    Raises:
+        TypeError, ValueError: naming the argument, or as :func:`as_target`.
+
     References:
         Duane, Kennedy, Pendleton, Roweth, "Hybrid Monte Carlo" (1987); Neal, "MCMC using
         Hamiltonian dynamics" (2011).
@@ -198,6 +201,9 @@ class ChEESHMC(QuasiRandomLengths):
         max_steps: leapfrog steps that no trajectory exceeds, >= 1.
         criterion: "chees", or "snaper": C of the projection of the position on v.
         inverse_mass: as for ``HMC``; the criterion is that of positions in units of it.
+
+    Raises:
+        TypeError, ValueError: as for ``HMC``.
 
     References:
         Hoffman, Radul, Sountsov, "An Adaptive MCMC Scheme for Setting Trajectory Lengths in

@@ -135,6 +135,9 @@ class MCLMC(Microcanonical):
         energy_variance: what warm-up aims at, nats^2, > 0.
         integrator: "minimal_norm", of two gradients a step, or "leapfrog", of one.
 
+    Raises:
+        TypeError, ValueError: as for ``HMC``.
+
     References:
         Robnik, De Luca, Silverstein, Seljak, "Microcanonical Hamiltonian Monte Carlo" (2023);
         Robnik, Seljak, "Fluctuation without dissipation: Microcanonical Langevin Monte Carlo"
@@ -204,6 +207,9 @@ class MAMS(QuasiRandomLengths, Microcanonical):
             step biases nothing.
         trajectory_length: L, mean time of a trajectory, > 0.
         max_steps: steps that no trajectory exceeds, >= 1.
+
+    Raises:
+        TypeError, ValueError: as for ``HMC``.
 
     References:
         Robnik, Cohn-Gordon, Seljak, "Metropolis Adjusted Microcanonical Hamiltonian Monte Carlo"

@@ -68,6 +68,7 @@ class VectorizedMCMC(RunResults):
         interrupted: whether the draws were cut short.
 
     Raises:
+        TypeError, ValueError: naming the argument.
         MemoryLimitError: at the start, if the draws to be kept cannot fit (a ValueError).
 
     Example:

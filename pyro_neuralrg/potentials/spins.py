@@ -124,7 +124,11 @@ class SpinModel(SpinSystem):
 
 
 class DualSpins(SpinDual):
-    r"""The continuous field dual to spins of any symmetric couplings: :class:`IsingDual` of K / T.
+    r"""The continuous field dual to spins of any symmetric couplings: :class:`IsingDual` for these.
+
+    .. math::
+        \pi(x) = \exp\left(-\tfrac12 x^T (K / T + \alpha I)^{-1} x\right)
+        \prod_i \cosh(x_i + h_i / T)
 
     Its flows have a Gaussian layer of the covariance K / T + alpha I, see the bonds between
     neighbours of the lattice and the field where these differ from site to site, and are odd where

@@ -31,7 +31,8 @@ class FineGivenCoarse(FieldDistribution):
     another coarse field, up to rounding.
 
     The mean of the weights :math:`\pi(x) / q(x | u_c)` of a target is its marginal of the coarse
-    field, :math:`\pi(u_c)`, for every flow: ``estimate(target, flow.conditional(coarse, k))`` gives
+    field, :math:`\pi(u_c) = \int \pi(x(u_c, u_f))\, |\det \partial x / \partial u|\, du_f`,
+    for every flow: ``estimate(target, flow.conditional(coarse, k))`` gives
     :math:`-\ln\pi(u_c)`, the renormalised energy of one coarse field, with its error, and
     ``expectations`` likewise the target's means at that coarse field.
 
