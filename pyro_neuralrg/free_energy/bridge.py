@@ -24,7 +24,7 @@ class Bridge(Estimate[float]):
     Attributes:
         from_q: effective number of the draws of q that it rests on: Kish's, of the bridge function.
         from_target: the same of the draws of the target, their correlations taken in.
-        rhat: R-hat of the bridge function over the chains of the target; NaN of a single one.
+        rhat: R-hat of the bridge function over chains of the target, or halves of a single one.
     """
 
     from_q: float
@@ -72,12 +72,13 @@ def bridge(of_q: Tensor, of_target: Tensor) -> Bridge:
     ours, theirs = LogWeights(logsigmoid(of_q - c)), logsigmoid(c - of_target)
     series = (theirs - theirs.max()).exp()
     found = summarise(series)
+    halves = torch.stack(series[0, -2 * (series.shape[1] // 2) :].chunk(2))
     return Bridge(
         c + ours.log_mean.value - float(log_mean_exp(theirs.flatten())),
         math.hypot(ours.log_mean.standard_error, found.mcse / found.mean),
         from_q=ours.ess * len(of_q),
         from_target=LogWeights(theirs.flatten()).ess * effective(series),
-        rhat=found.rhat,
+        rhat=found.rhat if len(series) > 1 else summarise(halves).rhat,
     )
 
 

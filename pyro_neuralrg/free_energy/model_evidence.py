@@ -19,7 +19,12 @@ from pyro_neuralrg.arguments import check_type, on_copies
 from pyro_neuralrg.infer.guides import FlowGuide
 from pyro_neuralrg.infer.model_sites import drawn_trace, latent_sites
 from pyro_neuralrg.infer.pdd import PDD
-from pyro_neuralrg.infer.pyro_internals import check_model_args, entries_of_sites, guide_shapes
+from pyro_neuralrg.infer.pyro_internals import (
+    check_guide_of,
+    check_model_args,
+    entries_of_sites,
+    guide_shapes,
+)
 from pyro_neuralrg.mcmc.model_target import ModelTarget
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.runtime.processes import random_state_kept
@@ -83,14 +88,8 @@ def _vectorised(
 ) -> Iterator[Tensor]:
     """The weights in unconstrained space, where both densities have the same Jacobian."""
     target = ModelTarget(model).setup(*args, **kwargs)
-    shapes = {} if guide.prototype_trace is None else guide_shapes(guide)
-    if shapes != dict(target.sites):
-        raise ValueError(
-            f"model has the latent sites {dict(target.sites)} (unconstrained shapes), and the "
-            f"guide {shapes}; accepted: the model of the guide, which has seen it, with arguments "
-            "of the same shapes"
-        )
-    entries = entries_of_sites(shapes)  # the guide's sites may be in another order
+    check_guide_of(target.sites, guide)
+    entries = entries_of_sites(guide_shapes(guide))  # its sites may be in another order
     order = torch.cat([entries[name] for name in target.sites])
     for size in sizes:
         with torch.no_grad(), poutine.block():

@@ -244,6 +244,17 @@ def guide_shapes(guide: Any) -> Mapping[str, tuple[int, ...]]:
     return {name: tuple(shape) for name, shape in guide._unconstrained_shapes.items()}
 
 
+def check_guide_of(sites: Mapping[str, tuple[int, ...]], guide: Any) -> None:
+    """Refuse a guide of other sites than a model's, of these unconstrained shapes."""
+    shapes = {} if guide.prototype_trace is None else guide_shapes(guide)
+    if shapes != dict(sites):
+        raise ValueError(
+            f"model has the latent sites {dict(sites)} (unconstrained shapes), and the guide "
+            f"{dict(shapes)}; accepted: the model of the guide, which has seen it, with arguments "
+            "of the same shapes"
+        )
+
+
 def entries_of_sites(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
     """Places of each site's entries in the vector of all sites, one after the other."""
     sizes = [torch.Size(shape).numel() for shape in shapes.values()]

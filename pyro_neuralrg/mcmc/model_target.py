@@ -385,12 +385,16 @@ class ModelTarget(Target):
         for name in found.keys() & nodes.keys() - fields:
             value, support = torch.as_tensor(found[name]), nodes[name]["fn"].support
             shape = nodes[name]["value"].shape
-            if value.dim() and value.numel() == len(value) * shape.numel():
-                value = value.reshape(-1, *shape)  # a guide's draws have dimensions for plates
+            if [n for n in value.shape[1:] if n > 1] != [n for n in shape if n > 1]:
+                raise ValueError(
+                    f"initial_params[{name!r}] has shape {tuple(value.shape)}; accepted: (chains,) "
+                    f"+ {tuple(shape)}"
+                )
+            value = value.reshape(-1, *shape)  # a guide's draws have dimensions for plates
             if not bool(support.check(value).all()):
                 raise ValueError(
-                    f"initial_params[{name!r}] has values outside of the site's support; accepted: "
-                    f"values within {support}"
+                    f"initial_params[{name!r}] has values that are NaN or outside of the site's "
+                    f"support; accepted: values within {support}"
                 )
             found[name] = biject_to(support).inv(value)
         return found

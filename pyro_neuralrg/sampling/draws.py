@@ -23,8 +23,9 @@ from pyro_neuralrg.free_energy import Annealing, anneal, reweight
 from pyro_neuralrg.free_energy.annealing import NUM_GROUPS
 from pyro_neuralrg.free_energy.tempered import systematic
 from pyro_neuralrg.infer import FlowGuide
-from pyro_neuralrg.infer.pyro_internals import check_model_args
+from pyro_neuralrg.infer.pyro_internals import check_guide_of, check_model_args
 from pyro_neuralrg.mcmc import HMC, Cycle, IndependenceMetropolis, Kernel, VectorizedMCMC, as_target
+from pyro_neuralrg.mcmc.model_target import ModelTarget
 from pyro_neuralrg.mcmc.results import observed
 from pyro_neuralrg.mcmc.target import Target, frozen
 from pyro_neuralrg.observables.configurations import Observable
@@ -320,6 +321,7 @@ def latent_target(target: Any, q: Any, args: Any, kwargs: Any) -> Target:
             )
         model = target.model if isinstance(target, LatticePotential) else target
         given = as_target(NeuTraReparam(q).reparam(model))
+        check_guide_of(ModelTarget(model).setup(*(args or ()), **(kwargs or {})).sites, q)
     else:
         flow = q.flow if isinstance(q, FlowGuide) else q
         accepted = "a flow or FlowGuide of an energy, or an AutoContinuous guide of a model"

@@ -39,6 +39,7 @@ of 64 takes as long as one of 11 (16 ms, 50 unknowns). Chains of 157 draws and a
 time of 3 have R-hat 1.013, of 32 draws 1.064."""
 COARSE, FINE = 0.97, 0.99  # conditional ESS of two annealings
 """By a guide that left out a corner one alone was off by four of its errors, the other by two."""
+MIN_DRAWS_PER_CHAIN = 8  # given; an R-hat of the halves of a half takes four
 POSTERIOR = "draws (chains, draws) + site shape by site, as get_samples(group_by_chain=True)"
 
 
@@ -104,7 +105,8 @@ def evidence(
 
     * "importance": the mean of Pareto-smoothed weights, where k-hat is at most 0.5 and the gap of
       the ELBO to that estimate, like half the variance of l, which a normal l has as its gap, at
-      most 0.005: of a larger one, what q seldom draws may be missed unseen;
+      most 0.005: of a larger one, what q seldom draws may be missed unseen, and the estimate
+      drifts with the number of draws;
     * "bridge" sampling otherwise, between draws of q and of the target, by :func:`sample` if they
       are not given; where these overlap in fewer than 50 effective draws, a normal fitted to the
       first half of each chain takes the place of q;
@@ -113,7 +115,9 @@ def evidence(
       differ is part of the error, and by how much more than its own error the bridge does: chains
       may have been where no particle was.
 
-    Everything is computed in the latent space of q, where both densities are known.
+    Everything is computed in the latent space of q, where both densities are known. With an
+    improper prior, as a GaussianMarkovField without a mass is, ln Z has a constant of its own: of
+    two such models it compares only those with the same one.
 
     Args:
         target: a Pyro model, a LatticePotential or a batched energy.
@@ -121,13 +125,16 @@ def evidence(
             FlowGuide; as of :func:`sample`.
         num_draws: of q, at least 1000, and as many of the target; an eighth as many particles, in
             each of two runs.
-        posterior: draws of the target, ``(chains, draws) + site shape`` by site, as
-            ``get_samples(group_by_chain=True)`` gives them, here and in Pyro.
+        posterior: draws of the target for a bridge, ``(chains, draws) + site shape`` by site, as
+            ``get_samples(group_by_chain=True)`` gives them, here and in Pyro; at least 8 a chain.
         model_args: of the model.
         model_kwargs: likewise by keyword.
         method: one of the three, where the choice is not to be made here.
         seed: of all random numbers; None draws one from torch's generator.
         progress: show progress bars.
+
+    Raises:
+        TypeError, ValueError: naming the argument, of a posterior also the site.
 
     Warns:
         UserWarning: if a method was asked for that is not to be believed here.
@@ -152,6 +159,11 @@ def evidence(
     num_draws = check_integer("num_draws", num_draws, MIN_DRAWS_OF_Q)
     if method is not None:
         check_choice("method", method, EVIDENCE_METHODS)
+    if posterior is not None and method in ("importance", "annealing"):
+        raise ValueError(
+            f"posterior is given, and method is {method!r}, which has no use of it; accepted with "
+            "draws of the target: 'bridge', None"
+        )
     latent = latent_target(target, q, model_args, model_kwargs)
     if seed is None:
         seed = int(processes().broadcast_from_first(lambda: int(torch.randint(2**31, ()))))
@@ -242,7 +254,9 @@ def _by_importance(weights: LogWeights, doubt: str | None) -> Evidence:
     _warn(doubt)
     gap, half = _gaps(weights)
     smoothed = weights.smoothed
-    found, upper = log_mean_with_tail(smoothed), _reweighted(smoothed.values, smoothed.values)
+    errors = [log_mean_with_tail(w).standard_error for w in (smoothed, weights)]
+    found = Estimate(smoothed.log_mean.value, max(errors))  # smoothing cuts the largest weights
+    upper = _reweighted(smoothed.values, smoothed.values)
     if doubt is not None:
         reason = f"as asked for, though {doubt}"
     elif half < ALIKE:  # a tail would be one of rounding
@@ -312,7 +326,9 @@ def _poor(found: Bridge) -> str | None:
     if found.rhat > WORST_RHAT:
         return f"chains of the target disagree (R-hat {found.rhat:.2f})"
     least = min(found.from_q, found.from_target)
-    if least >= MIN_OVERLAP and math.isfinite(found.standard_error):
+    if not math.isfinite(found.standard_error):
+        return "draws of the target are too few for an error"
+    if least >= MIN_OVERLAP:
         return None
     return f"draws of q and of the target overlap in {least:.1f} effective ones only"
 
@@ -354,11 +370,20 @@ def _given_draws(latent: Target, posterior: Mapping[str, Tensor]) -> _TargetDraw
         shapes = {name: tuple(x.shape) for name, x in draws.items()}
         raise ValueError(f"posterior has the shapes {shapes}; accepted: {POSTERIOR}")
     (batch,) = batches
+    if batch[1] < MIN_DRAWS_PER_CHAIN:
+        raise ValueError(
+            f"posterior has {batch[1]} draws a chain; accepted: at least {MIN_DRAWS_PER_CHAIN}"
+        )
     try:
         values = latent.unconstrained({name: x.flatten(0, 1) for name, x in draws.items()})
         positions = latent.pack(values, math.prod(batch))
     except ValueError as error:
         raise ValueError(str(error).replace("initial_params", "posterior")) from None
+    still = [x for x, value in values.items() if bool((value == value[:1]).all())]
+    if still:
+        raise ValueError(
+            f"posterior[{still[0]!r}] is the same in all draws; accepted: those of chains that move"
+        )
     found = _TargetDraws(positions.view(*batch, -1), -latent.energy(positions).view(batch))
     bad = int((~found.log_weights(latent).isfinite()).sum())
     if bad:

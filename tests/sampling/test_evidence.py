@@ -22,7 +22,7 @@ from pyro.infer.autoguide import (
 )
 from torch import Tensor
 
-from pyro_neuralrg import AutoHierarchicalFlow, FreeField, evidence
+from pyro_neuralrg import AutoHierarchicalFlow, FreeField, evidence, sample
 from pyro_neuralrg.free_energy import estimate
 from pyro_neuralrg.free_energy.bridge import Bridge
 from pyro_neuralrg.sampling.evidence import (
@@ -109,7 +109,7 @@ def test_given_draws_are_the_positions_they_came_from(kind: Any) -> None:
     guide()
     target = latent_target(scale_first, guide, None, None)
     positions = target.from_base(20, torch.Generator().manual_seed(1))
-    values = {name: x.unflatten(0, (4, 5)) for name, x in target.physical(positions).items()}
+    values = {name: x.unflatten(0, (2, 10)) for name, x in target.physical(positions).items()}
     draws = _given_draws(target, values)
     torch.testing.assert_close(draws.positions.flatten(0, 1), positions)
     torch.testing.assert_close(draws.log_pi.flatten(), -target.energy(positions))
@@ -221,6 +221,11 @@ def with_scale(number: int, scale: float = 1.0) -> dict[str, Tensor]:
     return missing(9) | {"scale": torch.full((2, number), scale)}
 
 
+def with_fields(*shape: int, number: int = 9) -> dict[str, Tensor]:
+    scale = torch.rand(2, number) + 0.5
+    return {"field": torch.randn(2, number, *shape), "scale": scale}
+
+
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"num_draws": 10}, ValueError, "num_draws is 10; accepted"),
     ({"method": "laplace"}, ValueError, "method is 'laplace'; accepted: importance, bridge, ann"),
@@ -228,12 +233,30 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"posterior": {}}, ValueError, r"posterior has the shapes \{\}; accepted"),
     ({"posterior": missing(9)}, ValueError, "posterior has sites .*field.*; accepted"),
     ({"posterior": with_scale(8)}, ValueError, "posterior has the shapes .*acc"),
-    ({"posterior": with_scale(9, -1.0)}, ValueError, "'scale'.*support"),
+    ({"posterior": with_scale(9, -1.0)}, ValueError, "'scale'.*NaN or outside .* support"),
+    ({"posterior": with_scale(9, math.nan)}, ValueError, "'scale'.*NaN or outside .* support"),
+    ({"posterior": with_fields(2, 3)}, ValueError, r"'field'.* \(18, 2, 3\); .*\+ \(3, 2\)"),
+    ({"posterior": with_fields(3, 2, number=7)}, ValueError, "has 7 draws a chain; accepted: at"),
+    ({"posterior": with_scale(9)}, ValueError, r"posterior\['field'\] is the same in all draws"),
+    (
+        {"posterior": with_fields(3, 2), "method": "annealing"},
+        ValueError,
+        "posterior is given, and method is 'annealing', which has no use of it; accepted",
+    ),
     ({"seed": -1}, ValueError, "seed is -1; accepted"),
     ({"q": AutoDiagonalNormal(model)}, ValueError, "q is an AutoD.* not seen its model; accepted"),
     ({"q": AutoLaplaceApproximation(model)}, ValueError, "q is an AutoL.* that is a point; acc"),
     ({"q": AutoNormal(model)}, TypeError, "q is an AutoNormal; accepted: .*AutoContinuous"),
 ]
+
+
+@pytest.mark.parametrize("function", [evidence, sample])
+@pytest.mark.parametrize("kind", [AutoHierarchicalFlow, AutoDiagonalNormal])
+def test_a_guide_of_another_model_is_refused(function: Any, kind: Any) -> None:
+    guide = kind(scale_first)
+    guide()
+    with pytest.raises(ValueError, match=r"model has the latent sites .* and the guide .*; acc"):
+        function(model, guide, **OF_MODEL)
 
 
 @pytest.mark.parametrize(("options", "kind", "match"), BAD)
