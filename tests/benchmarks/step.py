@@ -6,11 +6,16 @@ for 64 chains, by HMC. Every case runs in a process of its own.
 
     python -m tests.benchmarks.step --sides 8 16 32 [--threads] [--busy]
     python -m tests.benchmarks.step --memory --sides 8 16 32 64 128
+    python -m tests.benchmarks.step --program
 
 With ``--memory`` time and peak memory of a step of so many fields that all lattices have the same
 number of sites in total, so that both should stay the same: of default couplings with path
 gradients, as ``fit`` trains them, and of the paper's Real NVP blocks without. The memory is the
 highest resident memory during the step above that just before it (Linux).
+
+With ``--program`` the batched gradient of a Pyro program of 13 unknowns, a field of 3 x 4 and its
+width, for 64 chains: as it is, with ``FlowReparam`` of the field, and by neural transport. Of the
+program as it is also once its operations are known, after 500 calls.
 """
 
 from __future__ import annotations
@@ -18,13 +23,28 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
+import pyro
+import pyro.distributions as dist
 import torch
+from pyro import poutine
+from pyro.infer.reparam import NeuTraReparam
 
-from pyro_neuralrg import HMC, IsingDual, Schedule, fit
+from pyro_neuralrg import (
+    HMC,
+    AutoHierarchicalFlow,
+    FlowReparam,
+    IsingDual,
+    Schedule,
+    fit,
+    hierarchical_flow,
+)
 from pyro_neuralrg.distributions import FlowDistribution, StandardNormal
 from pyro_neuralrg.mcmc import LatentTarget
+from pyro_neuralrg.mcmc.model_target import ModelTarget
+from pyro_neuralrg.mcmc.tracing import Traced
 from tests.benchmarks.harness import Marks, in_turns, neighbour, parse, result, start
 
 BATCH, CHAINS, LEAPFROGS = 256, 64, 10
@@ -120,6 +140,36 @@ def measure_alone(sides: list[int], repeats: int) -> None:
         print(f"{what:>8}  L = {side:2}: {statistics.median(times):8.2f} ms CPU")
 
 
+def program() -> None:
+    """A field of 3 x 4 and its width."""
+    width = pyro.sample("width", dist.LogNormal(0.0, 0.5))[..., None, None]
+    field = pyro.sample("field", dist.Normal(torch.zeros(3, 4), 1.0).to_event(2))
+    pyro.sample("y", dist.Normal(width * field, 0.5).to_event(2), obs=torch.ones(3, 4))
+
+
+def compare_programs() -> None:
+    """CPU time of a gradient of 64 chains, with and without a flow, in turns."""
+    guide = AutoHierarchicalFlow(program)
+    guide()
+    lattice = poutine.reparam(program, {"field": FlowReparam(hierarchical_flow((3, 4)))})
+    known = ModelTarget(program).setup()
+    targets = {
+        "as it is": ModelTarget(program).setup(),
+        "as it is, operations known": known,
+        "FlowReparam of the field": ModelTarget(lattice).setup(),
+        "neural transport": ModelTarget(NeuTraReparam(guide).reparam(program)).setup(),
+    }
+    positions = 0.5 * torch.randn(CHAINS, known.dim)
+    for _ in range(Traced.PATIENCE + Traced.TRIALS):
+        known.energy_and_grad(positions)
+    calls = [partial(target.energy_and_grad, positions) for target in targets.values()]
+    times = in_turns(calls, Traced.PATIENCE // 2)
+    plain = statistics.median(times[0])
+    for name, seconds in zip(targets, times, strict=True):
+        median = statistics.median(seconds)
+        print(f"{name:>26}: {1e3 * median:6.2f} ms CPU, {median / plain:.2f} x the program's")
+
+
 def compare_threads(sides: list[int], repeats: int, beside: dict[str, str]) -> None:
     """Wall time of a step on two threads over that on one, beside each of some programs."""
     for (name, program), side in itertools.product(beside.items(), sides):
@@ -142,9 +192,14 @@ def main() -> None:
         threads=(False, "also two threads against one"),
         busy=(False, "also beside a process that keeps a core busy"),
         memory=(False, "time and memory of steps of as many sites instead"),
+        program=(False, "a gradient of a Pyro program instead"),
     )
     if options.memory:
         compare_memory(options.sides)
+        return
+    if options.program:
+        torch.set_num_threads(1)
+        compare_programs()
         return
     measure_alone(options.sides, options.repeats)
     if options.threads:
