@@ -168,8 +168,9 @@ def weights_to_arviz(
     Returns:
         The group ``importance``: ``log_weight``, ``log_weight_normalised`` (their exponentials sum
         to one) and the observables, with the dimension ``sample`` first; and its attributes
-        ``pareto_k``, ``ess`` (Kish, in samples), ``ess_fraction`` and ``log_partition`` (ln of the
-        mean weight, nats).
+        ``pareto_k``, ``ess`` (Kish, in samples), ``ess_fraction``, ``log_partition`` (ln of the
+        mean weight, nats) and ``log_partition_se``, its error with a heavy tail as fitted: above
+        a k-hat of 0.7 not to be trusted, as :func:`diagnose` says, above 1 infinite, NaN of copies.
 
     Raises:
         ValueError: also if all weights are zero.
@@ -313,11 +314,13 @@ def _field_dims(run: Run) -> dict[str, list[str]]:
 def _importance_group(log_weights: Any) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
     """Variables and attributes of the group ``importance``."""
     weights = log_weights if isinstance(log_weights, LogWeights) else LogWeights(log_weights)
-    number, log_mean = len(weights), weights.log_mean.value
+    number, (log_mean, error) = len(weights), weights.log_mean_with_tail
     if log_mean == -math.inf:
         raise ValueError(f"log_weights are {number} weights of zero; accepted: at least one above")
     ess = {"ess": weights.ess * number, "ess_fraction": weights.ess}
     values = weights.values.numpy()
     normalised = values - log_mean - math.log(number)
     variables = {"log_weight": values, "log_weight_normalised": normalised}
-    return variables, {"pareto_k": weights.pareto_k, **ess, "log_partition": log_mean}
+    error = math.nan if weights.copies else error  # which is that of independent samples
+    log_partition = {"log_partition": log_mean, "log_partition_se": error}
+    return variables, {"pareto_k": weights.pareto_k, **ess, **log_partition}

@@ -129,7 +129,9 @@ class Samples:
         """Mean over the target of ``values``, one of each draw, of the shape of one.
 
         ``values`` is ``(chains, draws, ...)``, or ``(num_draws, ...)`` of weighted draws, as
-        :attr:`observables` are.
+        :attr:`observables` are. Of weighted draws it is a
+        :class:`~pyro_neuralrg.free_energy.Reweighted`, whose ``ess`` says how much they are worth;
+        of too few effective ones :func:`sample` has warned.
         """
         if isinstance(self.run, Annealing):
             return reweight(values, self.run.log_weights, groups=self.run.groups)
