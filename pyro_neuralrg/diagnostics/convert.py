@@ -40,13 +40,13 @@ def to_arviz(
     prior: int = 0,
     posterior_predictive: bool = False,
     seed: int = 0,
-    importance: Tensor | None = None,
+    importance: Tensor | LogWeights | None = None,
 ) -> Any:
     """Return the draws as ArviZ's InferenceData (ArviZ 0.x) or DataTree (ArviZ 1.x).
 
     Args:
-        mcmc: a run :class:`VectorizedMCMC`, :class:`~pyro_neuralrg.sampling.Samples` of chains, or
-            Pyro's own ``MCMC`` of a kernel with a model or a LatticePotential's ``potential_fn``.
+        mcmc: a run :class:`VectorizedMCMC`, :class:`~pyro_neuralrg.sampling.Samples`, or Pyro's own
+            ``MCMC`` of a kernel with a model or a LatticePotential's ``potential_fn``.
         observables: by name, functions of the *physical* field, ``batch_shape + shape`` to
             ``batch_shape + (...)``, beside those computed while sampling. None takes the energy and
             ``potential.observables()``.
@@ -77,6 +77,10 @@ def to_arviz(
         ``MultivariateNormal``, is one. Cells that a mask hides are no data: where there are some,
         those of site ``y`` that are seen lie along a dimension ``y_seen``, with their places as
         coordinates ``y_row``, ... beside it.
+
+        Weighted draws are resampled by their weights into one chain, with copies, whose R-hat and
+        ESS mean nothing; the weights, with their k-hat and ESS, are in the group ``importance``.
+        Means by the weights themselves are more precise (:meth:`Samples.mean`).
 
     Raises:
         RuntimeError: if ``mcmc`` has not been run.
@@ -131,6 +135,7 @@ def to_arviz(
         if variables
     }
     attrs = {}
+    importance = run.weights if importance is None else importance
     if importance is not None:
         arrays["importance"], attrs["importance"] = _importance_group(importance)
     known = {
