@@ -13,7 +13,9 @@ from pyro_neuralrg.analysis.scales import check_fields, check_scalar, variables_
 from pyro_neuralrg.arguments import check_choice, check_integer, check_tensor, check_type
 from pyro_neuralrg.free_energy.importance import energy_function
 from pyro_neuralrg.potentials.base import check_energy, generator_of
+from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.statistics import LogWeights
+from pyro_neuralrg.statistics.weights import MAX_PARETO_K
 from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.scales import number_of_scales, sites_of_scale
 
@@ -123,14 +125,18 @@ class TopEnergy(NamedTuple):
 
     Attributes:
         values: in nats, float64, of the shape of y.
-        standard_error: of the values; too small where the weights are poor.
+        standard_error: of the values, with a heavy tail of the weights as fitted; infinite of a
+            k-hat above 1.
         ess: Kish effective sample size behind each value, as a fraction: 1 if the finer latents are
             independent normals there.
+        pareto_k: of the weights behind each value; above 0.7 neither it nor its error can be
+            trusted.
     """
 
     values: Tensor
     standard_error: Tensor
     ess: Tensor
+    pareto_k: Tensor
 
 
 def top_energy(
@@ -150,6 +156,9 @@ def top_energy(
         y: values of the top variable, shape ``(n,)``.
         num_samples: for each of them.
         seed: of the normals.
+
+    Warns:
+        UserWarning: if the Pareto k-hat of the weights of a value is above 0.7.
 
     Example:
         >>> from pyro_neuralrg import IsingDual
@@ -175,16 +184,24 @@ def top_energy(
             x, ladj = part.forward_and_ladj(u.reshape(num_samples, *flow.shape))
             weights.append((normal - target_energy(target, flow, x) + ladj).double())
     found = [_mean_weight(part) for part in weights]
-    log_means, errors, fractions = torch.tensor(found, dtype=torch.float64, device=y.device).T
-    return TopEnergy(-log_means - 0.5 * finer.shape[1] * math.log(2 * math.pi), errors, fractions)
+    table = torch.tensor(found, dtype=torch.float64, device=y.device)
+    log_means, errors, fractions, shapes = table.T
+    if poor := int((shapes > MAX_PARETO_K).sum()):
+        warn_user(
+            f"the weights behind {poor} of {len(y)} values of the top energy have a heavy tail "
+            f"(Pareto k-hat up to {float(shapes.nan_to_num(-math.inf).max()):.2f}): neither these "
+            "nor their errors can be trusted; train longer or give more num_samples"
+        )
+    constant = 0.5 * finer.shape[1] * math.log(2 * math.pi)
+    return TopEnergy(-log_means - constant, errors, fractions, shapes)
 
 
-def _mean_weight(log_weights: Tensor) -> tuple[float, float, float]:
-    """Logarithm of the mean weight, its error and the effective fraction; NaN if one weight is."""
+def _mean_weight(log_weights: Tensor) -> tuple[float, float, float, float]:
+    """ln of the mean weight, its error, the effective fraction and k-hat; NaN if a weight is."""
     if bool(log_weights.isnan().any()):
-        return (math.nan,) * 3
+        return (math.nan,) * 4
     weights = LogWeights(log_weights)
-    return (*weights.log_mean, weights.ess)
+    return (*weights.log_mean_with_tail, weights.ess, weights.pareto_k)
 
 
 def field_of_scale(flow: HierarchicalFlow, x: Tensor, scale: int) -> Tensor:

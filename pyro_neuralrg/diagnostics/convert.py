@@ -40,13 +40,13 @@ def to_arviz(
     prior: int = 0,
     posterior_predictive: bool = False,
     seed: int = 0,
-    importance: Tensor | None = None,
+    importance: Tensor | LogWeights | None = None,
 ) -> Any:
     """Return the draws as ArviZ's InferenceData (ArviZ 0.x) or DataTree (ArviZ 1.x).
 
     Args:
-        mcmc: a run :class:`VectorizedMCMC`, :class:`~pyro_neuralrg.sampling.Samples` of chains, or
-            Pyro's own ``MCMC`` of a kernel with a model or a LatticePotential's ``potential_fn``.
+        mcmc: a run :class:`VectorizedMCMC`, :class:`~pyro_neuralrg.sampling.Samples`, or Pyro's own
+            ``MCMC`` of a kernel with a model or a LatticePotential's ``potential_fn``.
         observables: by name, functions of the *physical* field, ``batch_shape + shape`` to
             ``batch_shape + (...)``, beside those computed while sampling. None takes the energy and
             ``potential.observables()``.
@@ -77,6 +77,10 @@ def to_arviz(
         ``MultivariateNormal``, is one. Cells that a mask hides are no data: where there are some,
         those of site ``y`` that are seen lie along a dimension ``y_seen``, with their places as
         coordinates ``y_row``, ... beside it.
+
+        Weighted draws are resampled by their weights into one chain, with copies, whose R-hat and
+        ESS mean nothing; the weights, with their k-hat and ESS, are in the group ``importance``.
+        Means by the weights themselves are more precise (:meth:`Samples.mean`).
 
     Raises:
         RuntimeError: if ``mcmc`` has not been run.
@@ -131,6 +135,7 @@ def to_arviz(
         if variables
     }
     attrs = {}
+    importance = run.weights if importance is None else importance
     if importance is not None:
         arrays["importance"], attrs["importance"] = _importance_group(importance)
     known = {
@@ -168,8 +173,9 @@ def weights_to_arviz(
     Returns:
         The group ``importance``: ``log_weight``, ``log_weight_normalised`` (their exponentials sum
         to one) and the observables, with the dimension ``sample`` first; and its attributes
-        ``pareto_k``, ``ess`` (Kish, in samples), ``ess_fraction`` and ``log_partition`` (ln of the
-        mean weight, nats).
+        ``pareto_k``, ``ess`` (Kish, in samples), ``ess_fraction``, ``log_partition`` (ln of the
+        mean weight, nats) and ``log_partition_se``, its error with a heavy tail as fitted: above
+        a k-hat of 0.7 not to be trusted, as :func:`diagnose` says, above 1 infinite, NaN of copies.
 
     Raises:
         ValueError: also if all weights are zero.
@@ -313,11 +319,13 @@ def _field_dims(run: Run) -> dict[str, list[str]]:
 def _importance_group(log_weights: Any) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
     """Variables and attributes of the group ``importance``."""
     weights = log_weights if isinstance(log_weights, LogWeights) else LogWeights(log_weights)
-    number, log_mean = len(weights), weights.log_mean.value
+    number, (log_mean, error) = len(weights), weights.log_mean_with_tail
     if log_mean == -math.inf:
         raise ValueError(f"log_weights are {number} weights of zero; accepted: at least one above")
     ess = {"ess": weights.ess * number, "ess_fraction": weights.ess}
     values = weights.values.numpy()
     normalised = values - log_mean - math.log(number)
     variables = {"log_weight": values, "log_weight_normalised": normalised}
-    return variables, {"pareto_k": weights.pareto_k, **ess, "log_partition": log_mean}
+    error = math.nan if weights.copies else error  # which is that of independent samples
+    log_partition = {"log_partition": log_mean, "log_partition_se": error}
+    return variables, {"pareto_k": weights.pareto_k, **ess, **log_partition}

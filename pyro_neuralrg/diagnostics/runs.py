@@ -7,6 +7,7 @@ All that is read of private parts of Pyro's ``MCMC`` is read here.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,10 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import a_kind
 from pyro_neuralrg.diagnostics.model_groups import BATCH, ModelGroups, NamedTensors
+from pyro_neuralrg.free_energy import Annealing
+from pyro_neuralrg.free_energy.tempered import systematic
 from pyro_neuralrg.mcmc import EnergyTarget, ModelTarget, Target, VectorizedMCMC, as_target
+from pyro_neuralrg.statistics import LogWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,7 @@ class Run:
     streamed: NamedTensors = field(default_factory=dict)  # observables computed while sampling
     warmup_stats: NamedTensors = field(default_factory=dict)  # of each step; empty if unknown
     target: Target | None = None  # the density that was sampled, if known
+    weights: LogWeights | None = None  # of the draws before they were resampled
 
     def model_groups(self) -> ModelGroups:
         """What the Pyro model makes of the draws; empty groups if it was no run of one."""
@@ -41,16 +46,36 @@ class Run:
 
 
 def read_run(mcmc: Any) -> Run:
-    """Read a run of :class:`VectorizedMCMC` or of Pyro's own ``MCMC``."""
-    chains = getattr(mcmc, "run", None)  # of the chains of sample()
-    mcmc = chains if isinstance(chains, VectorizedMCMC) else mcmc
+    """Read a run of :class:`VectorizedMCMC` or of Pyro's own ``MCMC``, or what sample() gives."""
+    drawn = getattr(mcmc, "run", None)  # by sample()
+    if isinstance(drawn, Annealing):
+        return _read_weighted(mcmc, drawn)
+    mcmc = drawn if isinstance(drawn, VectorizedMCMC) else mcmc
     if isinstance(mcmc, VectorizedMCMC):
         return _read_vectorized(mcmc)
     if isinstance(mcmc, MCMC):
         return _read_pyro(mcmc)
     raise TypeError(
-        f"mcmc is {a_kind(mcmc)}; accepted: a VectorizedMCMC or pyro.infer.MCMC, or Samples of "
-        "chains (weighted ones have a to_arviz() of their own)"
+        f"mcmc is {a_kind(mcmc)}; accepted: a VectorizedMCMC or pyro.infer.MCMC, or Samples"
+    )
+
+
+def _read_weighted(samples: Any, run: Annealing) -> Run:
+    """One chain of as many draws, resampled by their weights and in random order."""
+    generator = torch.Generator().manual_seed(0)
+    chosen = systematic(run.log_weights.view(1, -1), generator)[0]
+    chosen = chosen[torch.randperm(len(chosen), generator=generator)]
+
+    def resampled(draws: Mapping[str, Tensor]) -> NamedTensors:
+        return {name: x[chosen.to(x.device)].unsqueeze(0) for name, x in draws.items()}
+
+    return Run(
+        physical=resampled(run.sites),
+        streamed=resampled(samples.observables),
+        stats={},
+        attrs={"sampler": samples.method, "resampled_by_weight": 1},
+        target=samples.target,
+        weights=LogWeights(run.log_weights, copies=any(run.resampled)),
     )
 
 
@@ -126,7 +151,7 @@ def _pyro_attrs(mcmc: MCMC, kept: Any) -> dict[str, Any]:
     return attrs
 
 
-def _sites(target: Target, positions: Tensor, samples: NamedTensors) -> dict[str, NamedTensors]:
+def _sites(target: Target, positions: Tensor, samples: NamedTensors) -> dict[str, Any]:
     """Physical, latent and unconstrained values of positions; samples hold the physical ones."""
     latent = target.latent(positions)
     physical = {name: value for name, value in samples.items() if name not in latent}

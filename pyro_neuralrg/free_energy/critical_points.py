@@ -22,8 +22,8 @@ from scipy.optimize import least_squares
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_array, check_integer, check_number, check_type
-from pyro_neuralrg.free_energy.importance import weighted_samples, without_undefined
-from pyro_neuralrg.free_energy.reweighting import reweight
+from pyro_neuralrg.free_energy.importance import MEANS_REMEDY, weighted_samples, without_undefined
+from pyro_neuralrg.free_energy.reweighting import weighted_mean
 from pyro_neuralrg.observables import binder_cumulant, correlation_length
 from pyro_neuralrg.potentials.family import PotentialFamily
 from pyro_neuralrg.runtime.console import warn_user
@@ -151,8 +151,8 @@ def scaling_curves(
         if isinstance(flow, ConditionalTransformModule):
             density = flow.condition(context.to(next(flow.parameters(), context)))
         moments, weights = _weighted_moments(member, density, num_samples, batch_size)
-        weights.warn_if_poor()
-        uniform, fourth, lowest = (reweight(moment, weights) for moment in moments)
+        weights.warn_if_poor(remedy=MEANS_REMEDY)
+        uniform, fourth, lowest = (weighted_mean(moment, weights) for moment in moments)
         length = correlation_length(uniform, lowest, side)
         ratio = (one / side for one in length)
         rows.append((*binder_cumulant(uniform, fourth), *ratio, weights.ess, weights.pareto_k))

@@ -20,12 +20,7 @@ from pyro_neuralrg.potentials.base import check_energy, check_separate, trial_pa
 from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.runtime.notebook import html_table
 from pyro_neuralrg.statistics import Estimate, LogWeights, summarise, with_error
-from pyro_neuralrg.statistics.weights import (
-    HEAVY_PARETO_K,
-    can_be_trusted,
-    may_be_undefined,
-    tail_of_squares,
-)
+from pyro_neuralrg.statistics.weights import can_be_trusted, may_be_undefined
 
 ENERGIES = (
     "x -> -ln pi(x) of shape (n,); for a Pyro model estimate(model, guide, model_args=...), () if "
@@ -39,6 +34,11 @@ WEIGHTS_REMEDY = (
 )
 """For weights that cannot be trusted."""
 
+MEANS_REMEDY = (
+    "train longer, draw more samples, or use sample(target, q), which goes to chains or annealing"
+)
+"""Likewise, where means over the target are wanted and not its free energy."""
+
 
 class FreeEnergyEstimate(NamedTuple):
     """Two estimates of -ln Z from the same log-weights, all energies in nats.
@@ -47,7 +47,7 @@ class FreeEnergyEstimate(NamedTuple):
         variational, variational_se: mean of ln q - ln pi, at least -ln Z in expectation (paper
             Eq. 4), and its standard error; infinite if a sample has weight zero.
         importance, importance_se: -ln of the mean weight, and its standard error (delta method,
-            with a heavy tail as fitted: :func:`log_mean_with_tail`); consistent, biased by about
+            with a heavy tail as fitted, infinite of a k-hat above 1); consistent, biased by about
             half of that squared; infinite if all weights are zero.
         ess: Kish effective sample size as a fraction of ``num_samples``, between 0 and 1.
         num_samples: samples of q.
@@ -218,7 +218,7 @@ def bounds(
 
 def from_log_weights(weights: LogWeights) -> FreeEnergyEstimate:
     """Both estimates from the log-weights ``ln pi(x) - ln q(x)`` of independent samples x ~ q."""
-    variational, importance = weights.mean_log, log_mean_with_tail(weights)
+    variational, importance = weights.mean_log, weights.log_mean_with_tail
     return FreeEnergyEstimate(
         variational=-variational.value,
         variational_se=variational.standard_error,
@@ -232,16 +232,8 @@ def from_log_weights(weights: LogWeights) -> FreeEnergyEstimate:
 
 
 def log_mean_with_tail(weights: LogWeights) -> Estimate:
-    """ln of the mean weight, with an error that takes in a heavy tail as fitted.
-
-    Infinite above a k-hat of 1, where that tail has no mean: the samples bound ln Z from below.
-    """
-    value, error = weights.log_mean
-    if weights.pareto_k > HEAVY_PARETO_K:
-        squares, number = float(tail_of_squares((weights.values - value).exp())[0]), len(weights)
-        wide = math.sqrt(max(0.0, squares - number) / (number * (number - 1)))
-        error = math.inf if weights.pareto_k > 1.0 else max(error, wide)
-    return Estimate(value, error)
+    """The property of the weights, as a function."""
+    return weights.log_mean_with_tail
 
 
 def log_weights(target: Any, q: Any, num_samples: int, batch_size: int = 1000) -> Tensor:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer, check_type, copied
 from pyro_neuralrg.free_energy.importance import (
+    MEANS_REMEDY,
+    WEIGHTS_REMEDY,
     FreeEnergyEstimate,
     from_log_weights,
     weighted_samples,
@@ -77,7 +79,9 @@ def reweight(
 
     The error is that of the delta method. The bias, of order 1 / n, is below it. Where the weights
     times the residuals have a heavy tail, of a Pareto k-hat above 1 / 3, which the samples seldom
-    show, the error takes it in as fitted.
+    show, the error takes it in as fitted. Above 0.7 neither mean nor error can be trusted:
+    ``values_pareto_k`` says so of the values, ``pareto_k`` of the weights, and few effective
+    samples ``ess``.
 
     Args:
         values: at the samples, ``(num_samples,)`` or ``(num_samples, ...)``.
@@ -90,6 +94,9 @@ def reweight(
         ValueError: also if the weights are all zero, NaN or plus infinity, or a value of positive
             weight is not finite.
 
+    Warns:
+        UserWarning: if the Pareto k-hat of the weights is above 0.7; of groups it is not known.
+
     References:
         Owen, "Monte Carlo theory, methods and examples" (2013), chapter 9, for the delta method;
         Nicoli et al., PRL 126, 032001 (2021), for lattice fields.
@@ -99,8 +106,19 @@ def reweight(
         >>> round(float(found.value), 4)
         0.25
     """
-    check_type("values", values, Tensor, "a tensor")
     check_type("log_weights", log_weights, Tensor | LogWeights, "a tensor")
+    weights = log_weights if isinstance(log_weights, LogWeights) else LogWeights(log_weights)
+    found = weighted_mean(values, weights, groups=groups)
+    if found.pareto_k > MAX_PARETO_K:
+        weights.warn_if_poor(remedy=MEANS_REMEDY)
+    return found
+
+
+def weighted_mean(
+    values: Tensor, log_weights: Tensor | LogWeights, *, groups: int | None = None
+) -> Reweighted:
+    """The mean of :func:`reweight`, of weights that have been judged before."""
+    check_type("values", values, Tensor, "a tensor")
     weights = log_weights if isinstance(log_weights, LogWeights) else LogWeights(log_weights)
     number, largest = len(weights), weights.values.max()
     groups = number if groups is None else check_integer("groups", groups, 1, number)
@@ -182,14 +200,14 @@ def expectations(
         for name, observable in observables.items():
             values[name].append(_observed(name, observable, x))
     weights = LogWeights(without_undefined(torch.cat(log_weights)))
-    weights.warn_if_poor()
-    means = {name: reweight(torch.cat(found), weights) for name, found in values.items()}
+    weights.warn_if_poor(remedy=WEIGHTS_REMEDY)
+    means = {name: weighted_mean(torch.cat(found), weights) for name, found in values.items()}
     for name, mean in means.items():
         if weights.is_trustworthy and mean.values_pareto_k > MAX_PARETO_K:
             warn_user(
                 f"the weights times {name!r} have a heavy tail (Pareto k-hat "
                 f"{mean.values_pareto_k:.2f}): neither the mean nor its error bar can be trusted; "
-                "train longer or draw more samples"
+                f"{MEANS_REMEDY}"
             )
     return Expectations(means, from_log_weights(weights))
 

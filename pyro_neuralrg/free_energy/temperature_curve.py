@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import a_kind, check_array, check_integer, check_type
 from pyro_neuralrg.distributions.flow import FlowDistribution
-from pyro_neuralrg.free_energy.importance import as_distribution, batch_sizes
-from pyro_neuralrg.free_energy.reweighting import reweight
+from pyro_neuralrg.free_energy.importance import WEIGHTS_REMEDY, as_distribution, batch_sizes
+from pyro_neuralrg.free_energy.reweighting import weighted_mean
 from pyro_neuralrg.observables import binder_cumulant, specific_heat, susceptibility
 from pyro_neuralrg.potentials.family import IsingDualFamily
 from pyro_neuralrg.potentials.ising import IsingDual
@@ -63,7 +63,8 @@ class Thermodynamics:
         connected_susceptibility: :math:`N (\langle m^2\rangle - \langle|m|\rangle^2) / T`.
         binder: cumulant :math:`1 - \langle m^4\rangle / (3 \langle m^2\rangle^2)`.
         ess: effective sample size of the weights, as a fraction.
-        pareto_k: of the weights; above 0.7 neither these means nor their errors can be trusted.
+        pareto_k: of the weights; above 0.7 neither these means nor their errors can be trusted,
+            and above 1 ``log_partition_se`` is infinite.
     """
 
     temperature: FloatArray
@@ -171,7 +172,7 @@ def thermodynamics(
     for temperature, context, one in zip(values, contexts, _flows(flow, len(values)), strict=True):
         samples = torch.cat([_samples(family, one, context, size) for size in sizes], -1)
         weights = LogWeights(samples[0])
-        weights.warn_if_poor()
+        weights.warn_if_poor(remedy=WEIGHTS_REMEDY)
         rows.append(_row(family.at_temperature(float(temperature)), samples, weights))
     return Thermodynamics(
         **{name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}
@@ -244,12 +245,12 @@ def _row(target: IsingDual, samples: Tensor, weights: LogWeights) -> dict[str, f
     """Everything at one temperature, by the names of :class:`Thermodynamics`."""
     sites, temperature, spins = math.prod(target.shape), target.temperature, target.spins
     _, first, second, *measured = samples
-    energy, square, size, uniform, fourth = (reweight(values, weights) for values in measured)
+    energy, square, size, uniform, fourth = (weighted_mean(values, weights) for values in measured)
     means: dict[str, Any] = {
         "variational_log_partition": weights.mean_log,
         "variational_energy": sample_mean(-first / sites),
         "variational_specific_heat": sample_mean(second / sites / temperature**2),
-        "log_partition": weights.log_mean,
+        "log_partition": weights.log_mean_with_tail,
         "energy": energy,
         "specific_heat": specific_heat(energy, square, target.shape, temperature),
         "abs_magnetisation": size,

@@ -77,6 +77,7 @@ class Samples:
         run: the run of the chains, or the annealing.
         weights: of the draws of the flow that decided.
         trial: of cycles their warm-up, a run with its own costs and statistics; None of others.
+        target: the target in latent space.
     """
 
     method: str
@@ -84,6 +85,7 @@ class Samples:
     run: VectorizedMCMC | Annealing
     weights: LogWeights
     trial: VectorizedMCMC | None = None
+    target: Target | None = None
     _observables: Mapping[str, Tensor] = field(default_factory=dict)  # of weighted draws
 
     def __repr__(self) -> str:
@@ -130,7 +132,9 @@ class Samples:
         """Mean over the target of ``values``, one of each draw, of the shape of one.
 
         ``values`` is ``(chains, draws, ...)``, or ``(num_draws, ...)`` of weighted draws, as
-        :attr:`observables` are.
+        :attr:`observables` are. Of weighted draws it is a
+        :class:`~pyro_neuralrg.free_energy.Reweighted`, whose ``ess`` says how much they are worth;
+        of too few effective ones :func:`sample` has warned.
         """
         if isinstance(self.run, Annealing):
             return reweight(values, self.run.log_weights, groups=self.run.groups)
@@ -153,12 +157,13 @@ class Samples:
         return summary_table({name: _weighted(x, self.run) for name, x in draws.items()})
 
     def to_arviz(self, **options: Any) -> Any:
-        """ArviZ's tree: of :func:`to_arviz`, or of :func:`weights_to_arviz` with weights.
+        """ArviZ's tree of :func:`to_arviz`, with its options.
 
-        The options are those of that function.
+        Of weighted draws that of :func:`weights_to_arviz`, with weights and draws as they are, if
+        there are no options but its own, ``dims`` and ``coords``; with others they are resampled.
         """
-        if isinstance(self.run, VectorizedMCMC):
-            return to_arviz(self.run, **options)
+        if isinstance(self.run, VectorizedMCMC) or options.keys() - {"dims", "coords"}:
+            return to_arviz(self, **options)
         values = self.get_samples() | dict(self.observables)
         weights = LogWeights(self.run.log_weights, copies=any(self.run.resampled))
         return weights_to_arviz(weights, values, **options)
@@ -257,7 +262,7 @@ def sample(
         number = -(-num_draws // NUM_GROUPS) * NUM_GROUPS
         found = anneal(latent, num_particles=number, seed=run_seed, progress=progress)
         seen = observed(observables or {}, found.sites, latent.lattices)
-        return Samples(plan.method, plan.reason, found, weights, None, seen)
+        return Samples(plan.method, plan.reason, found, weights, None, latent, seen)
     chosen = systematic(weights.values.to(latent.device).view(1, -1), generator)[0]
     chosen = chosen[torch.randperm(PILOT, generator=generator, device=latent.device)]
     starts = positions[chosen[torch.arange(plan.num_chains, device=latent.device) % PILOT]]
@@ -285,7 +290,7 @@ def sample(
         record=record,
     )
     run.run(*called[0], **called[1])
-    return Samples(plan.method, plan.reason, run, weights, trial)
+    return Samples(plan.method, plan.reason, run, weights, trial, latent)
 
 
 def _weighted(values: Tensor, run: Annealing) -> FieldSummary:

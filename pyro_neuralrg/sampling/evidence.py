@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from pyro_neuralrg.arguments import LARGEST_SEED, check_choice, check_integer, check_type
-from pyro_neuralrg.free_energy import Annealing, anneal, reweight
+from pyro_neuralrg.free_energy import Annealing, anneal
 from pyro_neuralrg.free_energy.annealing import NUM_GROUPS
 from pyro_neuralrg.free_energy.bridge import Bridge, bridge, effective
 from pyro_neuralrg.free_energy.importance import log_mean_with_tail, without_undefined
+from pyro_neuralrg.free_energy.reweighting import weighted_mean as reweight
 from pyro_neuralrg.mcmc.target import Target, frozen
 from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.runtime.notebook import html_table

@@ -98,12 +98,27 @@ class LogWeights:
         """ln of the mean weight, minus infinity if all are zero.
 
         Biased by about half its squared standard error, that of the delta method, Var(w) /
-        (n mean(w)^2) = (1 / ess - 1) / (n - 1); NaN of a single sample.
+        (n mean(w)^2) = (1 / ess - 1) / (n - 1); NaN of a single sample. It knows nothing of a tail
+        that the samples do not show: with a k-hat above a third take :attr:`log_mean_with_tail`.
         """
         number, error = len(self), math.nan
         if self.ess > 0 and number > 1:
             error = math.sqrt(max(0.0, 1.0 / self.ess - 1.0) / (number - 1))
         return Estimate(float(self.values.logsumexp(0)) - math.log(number), error)
+
+    @property
+    def log_mean_with_tail(self) -> Estimate:
+        """ln of the mean weight, with an error that takes in a heavy tail as fitted.
+
+        Of a k-hat above 0.7 not to be trusted even so. Infinite above 1, where that tail has no
+        mean: the samples bound ln of the mean from below.
+        """
+        value, error = self.log_mean
+        if self.pareto_k > HEAVY_PARETO_K:
+            squares, number = float(tail_of_squares((self.values - value).exp())[0]), len(self)
+            wide = math.sqrt(max(0.0, squares - number) / (number * (number - 1)))
+            error = math.inf if self.pareto_k > 1.0 else max(error, wide)
+        return Estimate(value, error)
 
     @cached_property
     def ess(self) -> float:

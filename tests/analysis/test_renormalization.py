@@ -127,6 +127,18 @@ def test_energy_of_the_top_of_a_gaussian_is_that_of_its_marginal() -> None:
     assert (found.ess < 0.95).all()
 
 
+def test_heavy_tails_behind_the_energy_of_the_top_are_told() -> None:
+    """The finer latents of the flow are narrower than the target's: the weights have no mean."""
+    flow, y = linear_flow((2, 2), haar), torch.zeros(2)
+    with pytest.warns(UserWarning, match=r"behind 2 of 2 values of the top .* \(Pareto k-hat up"):
+        found = top_energy(gaussian(0.05 * torch.eye(4)), flow, y, num_samples=2000)
+    assert (found.pareto_k > 0.7).all()
+    assert (found.standard_error[found.pareto_k > 1] == math.inf).all()
+    found = top_energy(gaussian(1.5 * torch.eye(4)), flow, y, num_samples=2000)
+    assert (found.pareto_k < 0.7).all()
+
+
+@pytest.mark.filterwarnings("ignore:the weights behind")
 def test_energy_of_the_top_of_a_magnet_is_that_of_exact_samples() -> None:
     target = IsingDual((2, 2), temperature=3.0)
     flow = target.flow()

@@ -124,6 +124,9 @@ def test_weights_agree_with_the_estimate_of_the_free_energy() -> None:
     weights = torch.randn(500) + 3.0
     group, known = weights_to_arviz(weights).importance, from_log_weights(LogWeights(weights))
     assert group.attrs["log_partition"] == pytest.approx(-known.importance)
+    assert group.attrs["log_partition_se"] == known.importance_se
+    copies = weights_to_arviz(LogWeights(weights, copies=True)).importance
+    assert math.isnan(copies.attrs["log_partition_se"])
     assert group.attrs["pareto_k"] == known.pareto_k
     assert group.attrs["ess"] == pytest.approx(known.ess * 500)
     np.testing.assert_array_equal(group["log_weight"], weights)

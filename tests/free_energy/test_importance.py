@@ -228,4 +228,5 @@ def test_the_error_takes_in_a_heavy_tail(shape: float, least: float, most: float
     weights = LogWeights((-shape * u.log()).masked_fill(zero, -math.inf))
     ratio = from_log_weights(weights).importance_se / weights.log_mean.standard_error
     assert least - 1e-9 <= ratio <= most + 1e-9
+    assert weights.log_mean_with_tail.standard_error == from_log_weights(weights).importance_se
     assert from_log_weights(LogWeights(-2.0 * u.log())).importance_se == math.inf

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -169,6 +170,7 @@ HEAVY = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:the importance estimate")  # k-hats of a few runs
 @pytest.mark.parametrize("name", HEAVY)
 def test_error_bars_of_heavy_tails_cover(name: str) -> None:
     """By the samples alone 7 to 17 of 100 lie beyond two errors, and 1 to 4 beyond three."""
@@ -192,6 +194,19 @@ def test_errors_of_light_tails_are_those_of_the_samples(components: int) -> None
     plain = ((w * (values - found.value)).square().sum(0) * (2000 / 1999)).sqrt() / w.sum()
     torch.testing.assert_close(found.standard_error, plain)
     assert found.values_pareto_k < 1 / 3
+
+
+def test_weights_that_cannot_be_trusted_are_told_once() -> None:
+    x, log_weights = narrow(0.3, 1, 2000)
+    for weights in (log_weights, LogWeights(log_weights)):
+        with pytest.warns(UserWarning, match=r"k-hat .* or use sample\(target, q\)") as said:
+            assert reweight(x, weights).pareto_k > 0.7
+        assert [Path(warning.filename).name for warning in said] == [Path(__file__).name]
+    reweight(x, log_weights, groups=100)  # which may be copies
+    q = Independent(Normal(torch.zeros(1), 0.3), 1)
+    with pytest.warns(UserWarning, match=r"k-hat .* or use evidence\(target, q\)") as said:
+        expectations(lambda x: 0.5 * x.square().sum(-1), q, {"a": energy, "b": energy})
+    assert len(said) == 1
 
 
 def test_a_constant_beside_a_heavy_value() -> None:

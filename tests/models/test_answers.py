@@ -26,6 +26,10 @@ from tests.models.registry import REGISTRY, correlated, distances, exponential, 
 ANSWERS = load_answers()
 
 
+def test_every_model_has_an_answer() -> None:
+    assert ANSWERS.keys() == REGISTRY.keys()
+
+
 @pytest.mark.parametrize("name", ANSWERS)
 def test_answers_are_of_all_sites(name: str) -> None:
     answer, trace = ANSWERS[name], inspect_sites(REGISTRY[name].build(0))

@@ -173,7 +173,7 @@ def test_a_random_walk_with_a_poor_guide(seed: int) -> None:
     with pytest.warns(UserWarning, match="k-hat .* use evidence"):
         poor = estimate(program, guide, 2000)
     assert poor.importance + right > 2
-    assert abs(poor.importance + right) < 4 * poor.importance_se
+    assert poor.importance_se == math.inf
     with pytest.warns(UserWarning, match="k-hat .*: neither .* method=None"):
         evidence(program, guide, 2000, method="importance", seed=seed, **QUIET)
     found = evidence(program, guide, 3000, seed=seed, **QUIET)

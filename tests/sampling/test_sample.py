@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pyro.infer.autoguide import AutoDiagonalNormal
@@ -20,6 +21,7 @@ from pyro_neuralrg import (
     Record,
     diagnose,
     sample,
+    to_arviz,
 )
 from pyro_neuralrg.sampling.choice import LOCAL_TIME, METHODS
 from pyro_neuralrg.sampling.draws import _repeats, _starts
@@ -71,6 +73,26 @@ def test_posterior_of_a_model(kind: Any, method: str, seed: int) -> None:
         moment = values**power if draws.log_weights is None else values[0] ** power
         estimate = draws.mean(moment)
         assert float(((estimate.value - right) / estimate.standard_error).abs().max()) < 4.5
+
+
+def test_weighted_draws_have_the_groups_of_a_model(seed: int) -> None:
+    """Resampled into one chain, whose mean is that by the weights up to the resampling."""
+    guide = AutoDiagonalNormal(model, init_loc_fn=at_the_mean(), init_scale=0.9)
+    guide(DATA)
+    options = {"model_args": (DATA,), "method": "annealing", "seed": seed, **QUIET}
+    draws = sample(
+        model, guide, 512, observables={"top": lambda x: x["field"].amax((-1, -2))}, **options
+    )
+    assert not hasattr(draws.to_arviz(dims={"field": ["row", "col"]}), "posterior")
+    more = {"prior": 7, "posterior_predictive": True, "log_likelihood": True}
+    for idata in (to_arviz(draws, **more), draws.to_arviz(**more)):
+        assert dict(idata.posterior.sizes)["draw"] == 512
+        assert idata.prior.sizes["draw"] == 7
+        assert idata.log_likelihood.sizes["draw"] == idata.posterior_predictive.sizes["draw"] == 512
+        np.testing.assert_array_equal(idata.importance["log_weight"], draws.run.log_weights)
+        scale, mean = idata.posterior["scale"], draws.mean(draws.get_samples()["scale"])
+        off = abs(float(scale.mean()) - float(mean.value))
+        assert off < 4 * float(scale.std()) / 512**0.5
 
 
 def test_bars_tell_the_trial_of_cycles_from_their_draws(
