@@ -231,11 +231,6 @@ def from_log_weights(weights: LogWeights) -> FreeEnergyEstimate:
     )
 
 
-def log_mean_with_tail(weights: LogWeights) -> Estimate:
-    """The property of the weights, as a function."""
-    return weights.log_mean_with_tail
-
-
 def log_weights(target: Any, q: Any, num_samples: int, batch_size: int = 1000) -> Tensor:
     """``ln pi(x) - ln q(x)`` of samples x ~ q, float64 on the CPU, shape ``(num_samples,)``."""
     return torch.cat([part for _, part in weighted_samples(target, q, num_samples, batch_size)])

@@ -16,8 +16,8 @@ from pyro_neuralrg.arguments import LARGEST_SEED, check_choice, check_integer, c
 from pyro_neuralrg.free_energy import Annealing, anneal
 from pyro_neuralrg.free_energy.annealing import NUM_GROUPS
 from pyro_neuralrg.free_energy.bridge import Bridge, bridge, effective
-from pyro_neuralrg.free_energy.importance import log_mean_with_tail, without_undefined
-from pyro_neuralrg.free_energy.reweighting import weighted_mean as reweight
+from pyro_neuralrg.free_energy.importance import without_undefined
+from pyro_neuralrg.free_energy.reweighting import weighted_mean
 from pyro_neuralrg.mcmc.target import Target, frozen
 from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.runtime.notebook import html_table
@@ -255,7 +255,7 @@ def _by_importance(weights: LogWeights, doubt: str | None) -> Evidence:
     _warn(doubt)
     gap, half = _gaps(weights)
     smoothed = weights.smoothed
-    errors = [log_mean_with_tail(w).standard_error for w in (smoothed, weights)]
+    errors = [w.log_mean_with_tail.standard_error for w in (smoothed, weights)]
     found = Estimate(smoothed.log_mean.value, max(errors))  # smoothing cuts the largest weights
     upper = _reweighted(smoothed.values, smoothed.values)
     if doubt is not None:
@@ -298,7 +298,7 @@ def _by_annealing(
 def _reweighted(values: Tensor, log_weights: Tensor, groups: int | None = None) -> Estimate:
     """Mean over the target; a value without weight does not matter."""
     values = values.masked_fill(log_weights == -math.inf, 0.0)
-    value, error = reweight(values, log_weights, groups=groups)
+    value, error = weighted_mean(values, log_weights, groups=groups)
     return Estimate(float(value), float(error))
 
 

@@ -119,7 +119,10 @@ def test_starts_in_the_models_own_values() -> None:
     log_tau = {"tau": tau.log(), "p": torch.zeros(6, 2), "x": x}  # unconstrained, as in Pyro
     torch.testing.assert_close(still(widths, log_tau).get_samples()["tau"], tau)
     for bad, message in (
-        (Constrained(tau=-tau, p=p, x=x), r"initial_params\['tau'\] has values that are NaN or outside"),
+        (
+            Constrained(tau=-tau, p=p, x=x),
+            r"initial_params\['tau'\] has values that are NaN or outside",
+        ),
         (Constrained(tau=tau, x=x), r"initial_params has sites \['tau', 'x'\]; accepted"),
         (Constrained(tau=tau[:5], p=p, x=x), r"initial_params\['tau'\] has shape \(5,\)"),
     ):
