@@ -161,8 +161,8 @@ def top_energy(
         UserWarning: if the Pareto k-hat of the weights of a value is above 0.7.
 
     Example:
-        >>> from pyro_neuralrg import IsingDual
-        >>> target = IsingDual((4, 4))
+        >>> from pyro_neuralrg import FreeField
+        >>> target = FreeField((4, 4), mass=0.5)
         >>> top_energy(target, target.flow(), torch.tensor([-1.0, 0.0, 1.0])).values.shape
         torch.Size([3])
     """
