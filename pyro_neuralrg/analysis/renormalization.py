@@ -129,8 +129,8 @@ class TopEnergy(NamedTuple):
             k-hat above 1.
         ess: Kish effective sample size behind each value, as a fraction: 1 if the finer latents are
             independent normals there.
-        pareto_k: of the weights behind each value; above 0.7 neither it nor its error can be
-            trusted.
+        pareto_k: of the weights behind each value; above 0.7 neither the value nor its error can
+            be trusted.
     """
 
     values: Tensor
@@ -187,9 +187,10 @@ def top_energy(
     table = torch.tensor(found, dtype=torch.float64, device=y.device)
     log_means, errors, fractions, shapes = table.T
     if poor := int((shapes > MAX_PARETO_K).sum()):
+        largest = float(shapes[~shapes.isnan()].max())
         warn_user(
             f"the weights behind {poor} of {len(y)} values of the top energy have a heavy tail "
-            f"(Pareto k-hat up to {float(shapes.nan_to_num(-math.inf).max()):.2f}): neither these "
+            f"(Pareto k-hat up to {largest:.2f}): neither these "
             "nor their errors can be trusted; train longer or give more num_samples"
         )
     constant = 0.5 * finer.shape[1] * math.log(2 * math.pi)

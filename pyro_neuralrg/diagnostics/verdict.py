@@ -84,7 +84,7 @@ def diagnose(
         idata: a run :class:`VectorizedMCMC` or Pyro's ``MCMC``, or what has a method ``to_arviz``,
             as draws of ``sample``; or ArviZ's InferenceData or DataTree, also of another library,
             whose groups ``posterior``, ``unconstrained_posterior``, ``sample_stats`` and
-            ``importance`` are looked at.
+            ``importance`` are looked at; of weighted draws the weights alone.
         var_names: variables of the posterior to look at; None takes all, and ``lp``.
         thresholds: what counts as a finding.
         max_sites: sites of a field to look at, at most.
@@ -115,7 +115,9 @@ def diagnose(
             f"idata, a {type(idata).__name__}, has neither posterior nor importance; accepted: a "
             "run VectorizedMCMC or MCMC, or ArviZ's container with one of these groups"
         )
-    draws = variables_of(idata, "posterior", var_names)
+    if posterior is not None and posterior.attrs.get("resampled_by_weight", 0):
+        posterior = None  # copies in random order look like independent draws
+    draws = {} if posterior is None else variables_of(idata, "posterior", var_names)
     stats = variables_of(idata, "sample_stats")
     if var_names is None and "lp" in stats:
         draws.setdefault("lp", stats["lp"])

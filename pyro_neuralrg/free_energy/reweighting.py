@@ -14,7 +14,6 @@ from torch import Tensor
 from pyro_neuralrg.arguments import check_integer, check_type, copied
 from pyro_neuralrg.free_energy.importance import (
     MEANS_REMEDY,
-    WEIGHTS_REMEDY,
     FreeEnergyEstimate,
     from_log_weights,
     weighted_samples,
@@ -79,9 +78,9 @@ def reweight(
 
     The error is that of the delta method. The bias, of order 1 / n, is below it. Where the weights
     times the residuals have a heavy tail, of a Pareto k-hat above 1 / 3, which the samples seldom
-    show, the error takes it in as fitted. Above 0.7 neither mean nor error can be trusted:
-    ``values_pareto_k`` says so of the values, ``pareto_k`` of the weights, and few effective
-    samples ``ess``.
+    show, the error takes it in as fitted. Above 0.7, of the weights (``pareto_k``) or of these with
+    the values (``values_pareto_k``), neither mean nor error can be trusted; ``ess`` tells how many
+    samples are effective.
 
     Args:
         values: at the samples, ``(num_samples,)`` or ``(num_samples, ...)``.
@@ -200,7 +199,7 @@ def expectations(
         for name, observable in observables.items():
             values[name].append(_observed(name, observable, x))
     weights = LogWeights(without_undefined(torch.cat(log_weights)))
-    weights.warn_if_poor(remedy=WEIGHTS_REMEDY)
+    weights.warn_if_poor(remedy=MEANS_REMEDY)
     means = {name: weighted_mean(torch.cat(found), weights) for name, found in values.items()}
     for name, mean in means.items():
         if weights.is_trustworthy and mean.values_pareto_k > MAX_PARETO_K:

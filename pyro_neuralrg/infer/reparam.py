@@ -55,9 +55,10 @@ class FlowReparam(Reparam):
         TypeError: if ``flow`` is not a TransformModule (``flow.inv`` is not one).
         ValueError: when the program runs, if the site's event shape is not the flow's, its
             support is not the real line, or another reparameterisation has replaced it: Pyro's
-            ``AutoReparam`` goes around, ``AutoReparam()(poutine.reparam(model, {...}))``. Its
-            parameters, such as ``level_centered`` in Pyro's store, are trained by SVI; chains leave
-            them as they are, 0.5 where there was no training (``centered=0.0`` has none).
+            ``AutoReparam`` goes around, ``AutoReparam()(poutine.reparam(model, {...}))``. The
+            parameters of ``AutoReparam``, such as ``level_centered`` in Pyro's store, are trained
+            by SVI; chains leave them as they are, 0.5 where there was no training (``centered=0.0``
+            has none).
 
     References:
         Li, Wang, Neural Network Renormalization Group, PRL 121, 260601 (2018).

@@ -33,6 +33,7 @@ from pyro_neuralrg.infer.model_sites import (
     is_function,
 )
 from pyro_neuralrg.infer.pyro_internals import (
+    check_guide_of,
     check_no_subsampling,
     check_not_enumerated,
     entries_of_sites,
@@ -192,8 +193,7 @@ class ModelTarget(Target):
         if inner is None or len(self._parts) != 1 or not isinstance(guide, AutoContinuous):
             return None
         behind, shapes = ModelTarget(inner).setup(*self._args, **self._kwargs), guide_shapes(guide)
-        if behind.sites != shapes:
-            return None
+        check_guide_of(behind.sites, guide)
         entries = entries_of_sites(shapes)
         order = torch.cat([entries[name] for name in behind.sites])
         return guide.get_transform(), behind, order.to(self.device)
@@ -387,8 +387,8 @@ class ModelTarget(Target):
             shape = nodes[name]["value"].shape
             if [n for n in value.shape[1:] if n > 1] != [n for n in shape if n > 1]:
                 raise ValueError(
-                    f"initial_params[{name!r}] has shape {tuple(value.shape)}; accepted: (chains,) "
-                    f"+ {tuple(shape)}"
+                    f"initial_params[{name!r}] has values of shape {tuple(value.shape[1:])}; "
+                    f"accepted: {tuple(shape)}"
                 )
             value = value.reshape(-1, *shape)  # a guide's draws have dimensions for plates
             if not bool(support.check(value).all()):

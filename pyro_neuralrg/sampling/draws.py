@@ -134,7 +134,7 @@ class Samples:
         ``values`` is ``(chains, draws, ...)``, or ``(num_draws, ...)`` of weighted draws, as
         :attr:`observables` are. Of weighted draws it is a
         :class:`~pyro_neuralrg.free_energy.Reweighted`, whose ``ess`` says how much they are worth;
-        of too few effective ones :func:`sample` has warned.
+        :func:`sample` warns if too few are effective.
         """
         if isinstance(self.run, Annealing):
             return reweight(values, self.run.log_weights, groups=self.run.groups)
@@ -326,7 +326,11 @@ def latent_target(target: Any, q: Any, args: Any, kwargs: Any) -> Target:
             )
         model = target.model if isinstance(target, LatticePotential) else target
         given = as_target(NeuTraReparam(q).reparam(model))
-        check_guide_of(ModelTarget(model).setup(*(args or ()), **(kwargs or {})).sites, q)
+        try:
+            return given.setup(*(args or ()), **(kwargs or {})).in_batches(FIELDS_AT_ONCE)
+        except (AssertionError, KeyError, RuntimeError, ValueError):
+            check_guide_of(ModelTarget(model).setup(*(args or ()), **(kwargs or {})).sites, q)
+            raise  # it was something else
     else:
         flow = q.flow if isinstance(q, FlowGuide) else q
         accepted = "a flow or FlowGuide of an energy, or an AutoContinuous guide of a model"

@@ -380,11 +380,13 @@ def _given_draws(latent: Target, posterior: Mapping[str, Tensor]) -> _TargetDraw
         positions = latent.pack(values, math.prod(batch))
     except ValueError as error:
         raise ValueError(str(error).replace("initial_params", "posterior")) from None
-    still = [x for x, value in values.items() if bool((value == value[:1]).all())]
-    if still:
-        raise ValueError(
-            f"posterior[{still[0]!r}] is the same in all draws; accepted: those of chains that move"
-        )
+    for name, value in values.items():
+        chains = value.unflatten(0, batch)
+        if value.numel() and bool((chains == chains[:, :1]).all()):
+            raise ValueError(
+                f"posterior[{name!r}] is the same in all draws of a chain; accepted: those of "
+                "chains that move"
+            )
     found = _TargetDraws(positions.view(*batch, -1), -latent.energy(positions).view(batch))
     bad = int((~found.log_weights(latent).isfinite()).sum())
     if bad:

@@ -204,7 +204,7 @@ def test_weights_that_cannot_be_trusted_are_told_once() -> None:
         assert [Path(warning.filename).name for warning in said] == [Path(__file__).name]
     reweight(x, log_weights, groups=100)  # which may be copies
     q = Independent(Normal(torch.zeros(1), 0.3), 1)
-    with pytest.warns(UserWarning, match=r"k-hat .* or use evidence\(target, q\)") as said:
+    with pytest.warns(UserWarning, match=r"k-hat .* or use sample\(target, q\)") as said:
         expectations(lambda x: 0.5 * x.square().sum(-1), q, {"a": energy, "b": energy})
     assert len(said) == 1
 

@@ -129,7 +129,7 @@ def fields_in_a_plate() -> None:
 
 
 @pytest.mark.parametrize("from_normal", [False, True])
-@pytest.mark.parametrize("auto", [None, AutoReparam(centered=0.0), AutoReparam()])
+@pytest.mark.parametrize("auto", [None, lambda: AutoReparam(centered=0.0), AutoReparam])
 @pytest.mark.parametrize("model", [level_and_field, fields_in_a_plate])
 def test_a_batch_of_latents_has_the_energies_of_pyros_potential(
     model: Any, auto: Any, from_normal: bool
@@ -137,7 +137,7 @@ def test_a_batch_of_latents_has_the_energies_of_pyros_potential(
     """Also with Pyro's AutoReparam around, which takes the other sites; nothing trains it."""
     flow = perturbed_flow(base=TwoModes(2.0))
     latent = reparameterised(model, flow, from_normal=from_normal)
-    latent = auto(latent) if auto else latent
+    latent = auto()(latent) if auto else latent
     target = as_target(latent).setup()
     assert ("scale" in target.sites) == (auto is None)
     assert "x_latent" in target.sites

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,6 +85,9 @@ def test_weighted_draws_have_the_groups_of_a_model(seed: int) -> None:
         model, guide, 512, observables={"top": lambda x: x["field"].amax((-1, -2))}, **options
     )
     assert not hasattr(draws.to_arviz(dims={"field": ["row", "col"]}), "posterior")
+    assert not diagnose(to_arviz(draws)).figures  # copies look like independent draws
+    uneven = 3.0 * draws.get_samples()["scale"].double().log()
+    draws = replace(draws, run=replace(draws.run, log_weights=uneven))
     more = {"prior": 7, "posterior_predictive": True, "log_likelihood": True}
     for idata in (to_arviz(draws, **more), draws.to_arviz(**more)):
         assert dict(idata.posterior.sizes)["draw"] == 512

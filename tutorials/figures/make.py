@@ -102,7 +102,7 @@ def energy_of_the_top(model: IsingDual, flow: torch.nn.Module, top: np.ndarray) 
     """-ln p of the coarsest variable where enough samples of the flow tell it."""
     y = torch.linspace(*np.quantile(top, [0.001, 0.999]).tolist(), POINTS)
     found = analysis.top_energy(model, flow, y, num_samples=FIELDS)
-    known = found.ess * FIELDS > FEWEST
+    known = (found.ess * FIELDS > FEWEST) & (found.pareto_k <= 1)  # above 1 an infinite error
     values = torch.where(known, found.values + model.log_partition(), torch.nan)
     return plotting.Series(y.numpy(), values.numpy(), found.standard_error.numpy())
 
