@@ -119,7 +119,11 @@ BAD: list[tuple[Any, Any, str]] = [
     (of(ONES), torch.ones(40, 1), r"series\[1\] is not of the weighted samples of the first"),
     (torch.ones(40, 1), of(ONES), r"series\[0\] is not of the weighted samples of the first"),
     (of(ONES), of(torch.ones(20)), r"series\[1\] is not of the weighted samples"),
-    (of(ONES), reweight(ONES, -torch.arange(40.0)), r"series\[1\] is not of the weighted samples"),
+    (
+        of(ONES),
+        reweight(ONES, ONES.cumsum(0) / 9),
+        r"series\[1\] is not of the weighted samples",
+    ),
     (of(torch.ones(40, 3)), of(ONES), r"series\[0\] is the mean of values of shape \(3,\)"),
     (of(torch.ones(1)), of(torch.ones(1)), "one weighted sample or group; accepted: two or more"),
 ]

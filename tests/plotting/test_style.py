@@ -178,6 +178,7 @@ def test_pictures_have_commands_that_are_accepted() -> None:
             assert f'"{name}"' in script or f'"{stem}": plotting.plot_{stem}(' in script
 
 
+@pytest.mark.filterwarnings("ignore:the weights behind")
 def test_the_energy_of_the_picture_is_that_of_a_probability() -> None:
     """-ln p of the coarsest variable: p is one in total, with the free energy taken off."""
     make = load("make", PICTURES)
