@@ -29,6 +29,7 @@ from pyro_neuralrg.sampling.evidence import (
     EVIDENCE_METHODS,
     MIN_DRAWS_OF_Q,
     _by_annealing,
+    _by_importance,
     _given_draws,
     _number_of_chains,
     doubt_of,
@@ -197,6 +198,18 @@ def test_what_casts_doubt_on_weights() -> None:
     assert "not near enough" in str(doubt_of(LogWeights(left)))
     left[0] = -math.inf
     assert "the gap of the ELBO to their estimate is inf" in str(doubt_of(LogWeights(left)))
+
+
+@pytest.mark.filterwarnings("ignore:a heavy tail")
+def test_smoothed_weights_have_no_smaller_an_error() -> None:
+    """Those of a heavy tail are cut at the largest."""
+    apart = []
+    for _ in range(20):
+        weights = LogWeights(-0.6 * torch.rand(2000).log())
+        errors = [w.log_mean_with_tail.standard_error for w in (weights, weights.smoothed)]
+        assert _by_importance(weights, "a heavy tail").standard_error == max(errors)
+        apart.append(errors[0] / errors[1])
+    assert max(apart) > 1.05
 
 
 def test_a_bridge_that_does_not_hold_falls_back(seed: int) -> None:
