@@ -190,8 +190,8 @@ def top_energy(
         largest = float(shapes[~shapes.isnan()].max())
         warn_user(
             f"the weights behind {poor} of {len(y)} values of the top energy have a heavy tail "
-            f"(Pareto k-hat up to {largest:.2f}): neither these "
-            "nor their errors can be trusted; train longer or give more num_samples"
+            f"(Pareto k-hat up to {largest:.2f}): neither these nor their errors can be trusted; "
+            "train longer or give more num_samples"
         )
     constant = 0.5 * finer.shape[1] * math.log(2 * math.pi)
     return TopEnergy(-log_means - constant, errors, fractions, shapes)

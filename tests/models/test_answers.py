@@ -104,7 +104,7 @@ def test_whitened_coordinates_keep_the_density() -> None:
 
 @pytest.mark.slow
 def test_draws_reach_the_bars() -> None:
-    """The evidence within 4 errors: that of the walk is 3.2 off, 28 of other seeds up to 2.3."""
+    """The evidence within 4 errors: that of the walk is 3.2 off; see the results page."""
     names = ("random walk", "positive field")
     torch.set_default_dtype(torch.float32)
     runs = {name: run(name, "fit", 0, ANSWERS[name]) for name in names}
